@@ -94,7 +94,9 @@ def thinking_state(
         ending &= (~eos).cumsum(1) > 0
     end = _first(ending)
     live = (columns >= start[:, None]) & (columns < end[:, None])
-    events = _events(ids, columns, start, live, delimiters)
+    opens = match_lengths(ids, delimiters.all_opens, start) * live
+    closes = match_lengths(ids, delimiters.all_ends, start) * live
+    events = _events(columns, opens, closes, start, delimiters)
 
     first_open = _first(events.opens > 0)
     opened = first_open < width
@@ -152,7 +154,7 @@ def _turn_start(
     if prompt is not None:
         headers = headers & (columns < prompt[:, None])
     elif delimiters.resumes_turn:
-        headers = headers & ~_after_thought(ids, columns, delimiters)
+        headers = headers & ~_after_thought(ids, columns, headers, delimiters)
     start = _last(headers) + 1
     found = start > 0
     if prompt is None:
@@ -170,11 +172,18 @@ def _turn_start(
     return torch.where(found, start, bare), found
 
 
-def _after_thought(ids: Tensor, columns: Tensor, delimiters: ThinkingDelimiters) -> Tensor:
-    """[B, T] bool: a header that ends here would directly follow the close of a thought."""
+def _after_thought(ids: Tensor, columns: Tensor, headers: Tensor, delimiters: ThinkingDelimiters) -> Tensor:
+    """[B, T] bool: a header that ends here would directly follow the close of a thought.
+
+    Only an open marker that directly follows one of the ``headers`` [B, T] counts: one that a user typed does not.
+    """
     rows, width = ids.shape
     zero = torch.zeros(rows, dtype=torch.int64, device=ids.device)
-    events = _events(ids, columns, zero, torch.ones_like(columns, dtype=torch.bool), delimiters)
+    opens = match_lengths(ids, delimiters.all_opens, zero)
+    before = columns - opens
+    opens = opens * ((before >= 0) & headers.gather(1, before.clamp(min=0)))
+    closes = match_lengths(ids, delimiters.all_ends, zero)
+    events = _events(columns, opens, closes, zero, delimiters)
     shift = len(delimiters.turn_start_ids)
     after = torch.zeros_like(columns, dtype=torch.bool)
     after[:, shift:] = events.closes[:, : max(width - shift, 0)] > 0
@@ -182,15 +191,13 @@ def _after_thought(ids: Tensor, columns: Tensor, delimiters: ThinkingDelimiters)
 
 
 def _events(
-    ids: Tensor, columns: Tensor, start: Tensor, live: Tensor, delimiters: ThinkingDelimiters
+    columns: Tensor, opens: Tensor, closes: Tensor, start: Tensor, delimiters: ThinkingDelimiters
 ) -> _Events:
-    """The opens and closes that change the state.
+    """The opens and closes that change the state, of all that stand there ([B, T] lengths as in ``_Events``).
 
     Markers of the two kinds cannot overlap (``ThinkingDelimiters`` refuses such), so the kind of the last complete
     marker tells whether a thought is open, and no scan over the columns is needed.
     """
-    opens = match_lengths(ids, delimiters.all_opens, start) * live
-    closes = match_lengths(ids, delimiters.all_ends, start) * live
     last_open = torch.where(opens > 0, columns, -1).cummax(1).values
     last_close = torch.where(closes > 0, columns, -1).cummax(1).values
     inside = last_open > last_close

@@ -9,6 +9,7 @@ import torch
 
 from budgetctl.controller import BudgetController
 from budgetctl.segments import split_sequence
+from budgetctl.state import thinking_state
 
 THOUGHT = "<|channel|>analysis<|message|>One two three."
 AFTER = "<|end|><|start|>assistant"
@@ -97,3 +98,29 @@ def test_the_end_of_a_message_is_no_leak(cases: dict[str, Any]) -> None:
     parts = split_sequence([*prompt, *case.ids(THOUGHT + "<|end|>" + answer)], len(prompt), case.found)
     assert case.text(list(parts.thought)) == "One two three."
     assert (case.text(list(parts.answer)), parts.stray_markers) == (answer, 0)
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_marker_typed_into_a_message_opens_no_thought(cases: dict[str, Any], known: bool) -> None:
+    """The message ends with the token that ends a thought, and the assistant's header follows it directly."""
+    case = cases["gpt-oss"]
+    prompt = case.prompt("Say <|channel|>analysis<|message|> twice")
+    written = [*prompt, *case.ids(THOUGHT + AFTER + "<|channel|>final<|message|>Four")]
+    for ids, used, closed in ((prompt, 0, False), (written, len(case.ids("One two three.")), True)):
+        state = thinking_state(torch.tensor([ids]), case.found, prompt_length=len(prompt) if known else None)
+        assert (state.used.item(), state.closed.item()) == (used, closed)
+        assert (state.started.item(), state.generated.item()) == (closed, len(ids) - len(prompt))
+
+
+def test_without_the_length_of_the_prompt_the_budget_is_kept_after_a_typed_marker(
+    cases: dict[str, Any],
+) -> None:
+    case = cases["gpt-oss"]
+    prompt = case.prompt("Say <|channel|>analysis<|message|> one two three four five six")
+    thought = case.ids("One two three.")
+    controller = BudgetController(case.found, thinking_budget=len(thought))
+    ids = torch.tensor([[*prompt, *case.ids("<|channel|>analysis<|message|>"), *thought]])
+    for length, closes in ((ids.shape[1] - 1, False), (ids.shape[1], True)):
+        scores = controller(ids[:, :length], torch.zeros(1, len(case.tokenizer)))[0]
+        assert ((scores > -torch.inf).sum() == 1) == closes
+    assert scores[case.found.forced_end_ids[0]] == 0

@@ -24,8 +24,7 @@ def turns(case: Any) -> tuple[str, str, str]:
 def test_history_and_typed_markers_do_not_count(case: Any) -> None:
     for conversation in (turns(case)[:1], turns(case)):
         prompt = case.prompt(*conversation)
-        # Harmony ends a message as it ends a thought: after a typed marker, only the prompt's length tells them apart.
-        for known in (prompt,) if case.resumes else (prompt, None):
+        for known in (prompt, None):
             state = state_of(case, prompt, known)
             assert state.thinking.item() == state.started.item() == case.opens
             assert state.at_start.item() == case.opens
