@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from budgetctl.errors import DelimiterError
 from budgetctl.families import FAMILIES, GENERIC_PAIRS, Family
-from budgetctl.spelling import encode, generation_prompts, spell
+from budgetctl.spelling import encode, generation_prompts, spell, spell_blanks
 
 Tokens = tuple[int, ...]
 
@@ -36,6 +36,8 @@ class ThinkingDelimiters:
         open_refusal: index of the token of an open marker that the leak guard refuses: what comes before it begins
             other things too. The last by default.
         close_refusal: the same of a close marker.
+        blank_ids: spellings of the white space that templates write between the markers of a thought that is switched
+            off; in a thought that is closed in the prompt and has nothing else, it is not counted.
 
     Raises:
         DelimiterError: when a sequence is empty, or an open and a close sequence can overlap in a text (then
@@ -58,6 +60,7 @@ class ThinkingDelimiters:
     tool_call_ids: tuple[Tokens, ...] = ()
     open_refusal: int = -1
     close_refusal: int = -1
+    blank_ids: tuple[Tokens, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.forced_end_ids or not all(self.all_ends):
@@ -150,6 +153,7 @@ def find_delimiters(
         tool_call_ids=_tool_calls(tokenizer, entry.tool_calls),
         open_refusal=_refusal(tokenizer, entry.shared_open),
         close_refusal=_refusal(tokenizer, entry.shared_close),
+        blank_ids=spell_blanks(tokenizer, (entry.open_text, entry.close_text), opens, ends),
     )
 
 

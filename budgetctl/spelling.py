@@ -29,6 +29,8 @@ _BEFORE = (
     "。",
 )
 _AFTER = ("", "\n", "\n\n", " a", "a")
+# White space that templates put between the markers where they switch the thought off.
+_BLANKS = ("\n", "\n\n")
 # Switches by which templates open or leave out the thought.
 _SWITCHES: tuple[dict[str, bool], ...] = ({}, {"enable_thinking": True}, {"thinking": True})
 
@@ -85,6 +87,32 @@ def _run_of(tokenizer: PreTrainedTokenizerBase, ids: tuple[int, ...], text: str)
     run = ids[start:stop]
     before, _, after = decode(tokenizer, run).partition(text)
     return None if after.strip() or any(letter.isalnum() for letter in before) else run
+
+
+def spell_blanks(
+    tokenizer: PreTrainedTokenizerBase,
+    texts: tuple[str, str],
+    opens: tuple[tuple[int, ...], ...],
+    ends: tuple[tuple[int, ...], ...],
+) -> tuple[tuple[int, ...], ...]:
+    """Every token sequence of white space alone that stands between the markers of an empty thought.
+
+    Args:
+        tokenizer: the model's tokenizer.
+        texts: the open and the close marker.
+        opens: every spelling of the open marker.
+        ends: every spelling of the close marker.
+    """
+    found: dict[tuple[int, ...], None] = {}
+    for blank in _BLANKS:
+        for after in ("", *_BLANKS):
+            ids = encode(tokenizer, texts[0] + blank + texts[1] + after)
+            begin = max((len(v) for v in opens if ids[: len(v)] == v), default=0)
+            stops = (i for i in range(begin, len(ids)) if any(ids[i : i + len(v)] == v for v in ends))
+            between = ids[begin : next(stops, begin)] if begin else ()
+            if between and not decode(tokenizer, between).strip():
+                found[between] = None
+    return tuple(found)
 
 
 def generation_prompts(

@@ -20,8 +20,9 @@ class ThinkingState:
     Args:
         thinking: bool, inside an open thought.
         used: thinking tokens over all blocks of the turn, also those given in the prompt. Not counted: the first
-            open marker, the template's ``lead_ids`` after it, completed closes. Counted: the marker of a second
-            opening, a half-written close.
+            open marker, the template's ``lead_ids`` after it, completed closes, and the ``blank_ids`` of a thought
+            that the prompt opens and closes with nothing else. Counted: the marker of a second opening, a half-written
+            close.
         started: bool, a thought was opened.
         at_start: bool, thinking, and the first thinking token is next.
         closed: bool, a thought was opened and the last one closed.
@@ -106,7 +107,9 @@ def thinking_state(
         thought_start, again = start, events.opens
     else:
         thought_start = torch.where(opened, first_open + 1, width)
-        thought_start = thought_start + _lead_length(ids, thought_start, end, delimiters.lead_ids)
+        lead = _lead_length(ids, thought_start, end, delimiters.lead_ids)
+        blank = _blank_length(ids, thought_start, events.closes, delimiters.blank_ids, prompt)
+        thought_start = thought_start + torch.maximum(lead, blank)
         again = events.opens.masked_fill(columns == first_open[:, None], 0)
 
     # Thinking tokens: columns in a thought that are neither lead nor part of a close; markers of later openings.
@@ -234,6 +237,26 @@ def _lead_length(ids: Tensor, thought_start: Tensor, end: Tensor, lead: Tokens) 
         column = (thought_start + offset).clamp(max=width - 1)
         there = there & (ids.gather(1, column[:, None])[:, 0] == token)
     return there * len(lead)
+
+
+def _blank_length(
+    ids: Tensor, begin: Tensor, closes: Tensor, blanks: tuple[Tokens, ...], prompt: Tensor | None
+) -> Tensor:
+    """[B] tokens from column ``begin`` to the first close, where they are one of ``blanks`` and the close stands in the
+    prompt, else 0; without ``prompt`` any close may be the template's."""
+    width = ids.shape[1]
+    length = torch.zeros_like(begin)
+    close = _first(closes > 0)
+    size = closes.gather(1, close.clamp(max=width - 1)[:, None])[:, 0]
+    between = close + 1 - size - begin
+    given = close < (width if prompt is None else prompt)
+    for blank in blanks:
+        hit = given & (between == len(blank))
+        for offset, token in enumerate(blank):
+            column = (begin + offset).clamp(max=width - 1)
+            hit = hit & (ids.gather(1, column[:, None])[:, 0] == token)
+        length = torch.where(hit, len(blank), length)
+    return length
 
 
 def _progress(ids: Tensor, marker: Tokens, begin: Tensor, rows: Tensor) -> Tensor:

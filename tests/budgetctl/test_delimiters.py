@@ -107,6 +107,7 @@ def test_model_that_opens_the_thought_itself(qwen: PreTrainedTokenizerFast) -> N
         family="qwen3",
         open_text="<think>",
         close_text="</think>",
+        blank_ids=(ids_of(qwen, "\n"), ids_of(qwen, "\n\n")),
     )
 
 

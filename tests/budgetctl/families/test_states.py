@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from budgetctl.segments import split_sequence
 from budgetctl.state import ThinkingState, thinking_state
 
 
@@ -45,13 +46,32 @@ def test_thinking_switched_off(case: Any) -> None:
         return
     prompt = case.prompt("Five?", off=True)
     assert case.text(prompt).endswith(case.off)
-    # White space inside an empty thought counts like any other token of the prompt's thought.
-    inside = case.off.partition(case.open)[2].partition(case.close)[0]
     for row in (prompt, [*prompt, *case.ids(case.answer)]):
-        state = state_of(case, row, prompt)
-        assert not state.thinking.item()
-        assert state.started.item() == state.closed.item() == case.off_closed
-        assert state.used.item() <= len(case.ids(inside))
+        for known in (prompt, None):
+            state = state_of(case, row, known)
+            assert not state.thinking.item()
+            assert state.started.item() == state.closed.item() == case.off_closed
+            assert state.used.item() == 0
+        parts = split_sequence(row, len(prompt), case.found)
+        assert (parts.thought, parts.close_span) == ((), None)
+        assert list(parts.answer) == row[len(prompt) :] or not case.off_closed
+
+
+def test_an_empty_thought_that_the_model_writes_counts(cases: dict[str, Any]) -> None:
+    """As under the soft switch of Qwen3: the white space is the model's own, unlike the template's before it."""
+    case = cases["qwen3 hybrid"]
+    prompt, written = case.prompt("Five? /no_think"), case.ids("<think>\n\n</think>\n\nFour.")
+    state = state_of(case, [*prompt, *written], prompt)
+    assert (state.closed.item(), state.used.item()) == (True, len(case.ids("\n\n")))
+    again = [*case.prompt("Five?", off=True), *case.ids("Four.<think>One two</think>")]
+    state = state_of(case, again, case.prompt("Five?", off=True))
+    assert (state.closed.item(), state.used.item()) == (True, len(case.ids("<think>One two")))
+
+
+def test_a_thought_with_text_that_the_prompt_closes_counts(cases: dict[str, Any]) -> None:
+    case = cases["qwen3 hybrid"]
+    prompt = [*case.prompt("Five?"), *case.ids("<think>\nOne two\n</think>\n\n")]
+    assert state_of(case, prompt, prompt).used.item() == len(case.ids("\nOne two\n"))
 
 
 def test_a_thought_from_open_to_end(case: Any) -> None:
