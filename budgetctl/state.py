@@ -108,8 +108,8 @@ def thinking_state(
     else:
         thought_start = torch.where(opened, first_open + 1, width)
         lead = _lead_length(ids, thought_start, end, delimiters.lead_ids)
-        blank = _blank_length(ids, thought_start, events.closes, delimiters.blank_ids, prompt)
-        thought_start = thought_start + torch.maximum(lead, blank)
+        white = _blank_length(ids, thought_start, events.closes, delimiters.blank_ids, prompt)
+        thought_start = thought_start + torch.maximum(lead, white)
         again = events.opens.masked_fill(columns == first_open[:, None], 0)
 
     # Thinking tokens: columns in a thought that are neither lead nor part of a close; markers of later openings.
