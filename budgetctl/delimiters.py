@@ -38,6 +38,8 @@ class ThinkingDelimiters:
         close_refusal: the same of a close marker.
         blank_ids: spellings of the white space that templates write between the markers of a thought that is switched
             off; in a thought that is closed in the prompt and has nothing else, it is not counted.
+        answer_headers: sequences that begin a message of the answer, with and without ``turn_start_ids`` before; they
+            are no part of its text.
 
     Raises:
         DelimiterError: when a sequence is empty, or an open and a close sequence can overlap in a text (then
@@ -61,6 +63,7 @@ class ThinkingDelimiters:
     open_refusal: int = -1
     close_refusal: int = -1
     blank_ids: tuple[Tokens, ...] = ()
+    answer_headers: tuple[Tokens, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.forced_end_ids or not all(self.all_ends):
@@ -84,6 +87,12 @@ class ThinkingDelimiters:
         """Every open sequence, each once, canonical first."""
         known = (self.open_ids, *self.open_variants) if self.open_ids else self.open_variants
         return tuple(dict.fromkeys(known))
+
+    @property
+    def all_reopenings(self) -> tuple[Tokens, ...]:
+        """Every sequence that may begin a further thought: open sequences, where ``resumes_turn`` also with
+        ``turn_start_ids`` before."""
+        return _with_turn_start(self.turn_start_ids, self.all_opens) if self.resumes_turn else self.all_opens
 
     @property
     def end_variants(self) -> tuple[Tokens, ...]:
@@ -153,6 +162,9 @@ def find_delimiters(
         tool_call_ids=_tool_calls(tokenizer, entry.tool_calls),
         open_refusal=_refusal(tokenizer, entry.shared_open),
         close_refusal=_refusal(tokenizer, entry.shared_close),
+        answer_headers=_with_turn_start(
+            header, tuple(encode(tokenizer, text) for text in entry.answer_headers)
+        ),
         blank_ids=spell_blanks(tokenizer, (entry.open_text, entry.close_text), opens, ends),
     )
 
@@ -227,6 +239,10 @@ def _tool_calls(tokenizer: PreTrainedTokenizerBase, texts: tuple[str, ...]) -> t
     added = set(tokenizer.get_added_vocab().values())
     sequences = (encode(tokenizer, text) for text in texts)
     return tuple(ids for ids in sequences if ids and ids[0] in added)
+
+
+def _with_turn_start(header: Tokens, sequences: tuple[Tokens, ...]) -> tuple[Tokens, ...]:
+    return tuple(dict.fromkeys((*sequences, *(header + ids for ids in sequences))))
 
 
 def _refusal(tokenizer: PreTrainedTokenizerBase, shared: str | None) -> int:

@@ -24,6 +24,7 @@ class Family:
             marker in plain text, of which only the last token makes it one.
         shared_close: the same of ``close_text``.
         tool_calls: texts that begin a tool call; models also write them instead of a close.
+        answer_headers: texts that begin a message of the answer and are no part of its text.
     """
 
     open_text: str
@@ -36,6 +37,7 @@ class Family:
     shared_open: str | None = None
     shared_close: str | None = None
     tool_calls: tuple[str, ...] = ()
+    answer_headers: tuple[str, ...] = ()
 
 
 _TAGS = ("<think>", "</think>")
@@ -52,6 +54,7 @@ FAMILIES: dict[str, Family] = {
         ("<|channel|>", "<|message|>", "<|start|>"),
         resumes_turn=True,
         shared_open="<|channel|>",
+        answer_headers=("<|channel|>final<|message|>", "<|channel|>commentary<|message|>"),
     ),
     # The line break belongs to the channel's name.
     "gemma": Family(

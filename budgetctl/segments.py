@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from budgetctl.delimiters import ThinkingDelimiters
+from budgetctl.delimiters import ThinkingDelimiters, Tokens
 from budgetctl.state import thinking_state
 
 
@@ -15,22 +15,50 @@ from budgetctl.state import thinking_state
 class Segments:
     """Token ids of one generated sequence.
 
-    ``thought`` has all thinking tokens (of all blocks; markers of later blocks included), ``answer`` what follows the
-    last close without end-of-sequence and padding. ``close_span`` are the columns of the last close, None when the
-    thought was not closed; a tool call that ends the thought is its close and begins the answer. ``stray_markers`` counts markers of a thought that stand in the answer.
+    ``thought`` has all thinking tokens (of all blocks; markers of later blocks included), ``messages`` what follows the
+    last close without end-of-sequence and padding: one message, or those that ``answer_headers`` begin, which are left
+    out as are the ends of messages. ``close_span`` are the columns of the last close, None when the thought was not
+    closed; a tool call that ends the thought is its close and begins the answer. ``stray_markers`` counts markers of a
+    thought that stand in the answer.
     """
 
     thought: tuple[int, ...]
-    answer: tuple[int, ...]
+    messages: tuple[Tokens, ...]
     close_span: tuple[int, int] | None
     finished: bool
     stray_markers: int
+
+    @property
+    def answer(self) -> Tokens:
+        """The tokens of all messages."""
+        return tuple(token for message in self.messages for token in message)
 
 
 def _match(ids: Sequence[int], stop: int, begin: int, variants: Sequence[tuple[int, ...]]) -> int:
     """Length of the longest variant that ends before ``stop`` and begins at or after ``begin``, or 0."""
     fitting = (v for v in variants if stop - len(v) >= begin and tuple(ids[stop - len(v) : stop]) == v)
     return max(map(len, fitting), default=0)
+
+
+def _messages(answer: Tokens, delimiters: ThinkingDelimiters) -> tuple[Tokens, ...]:
+    """The messages of an answer, without their headers and ends, nor a header that is half-written when it stops."""
+    headers = delimiters.answer_headers
+    if not headers:
+        return (answer,)
+    markers = (*headers, *delimiters.natural_end_ids)
+    messages: list[list[int]] = [[]]
+    at = 0
+    while at < len(answer):
+        size = max((len(m) for m in markers if answer[at : at + len(m)] == m), default=0)
+        if size:
+            messages.append([])
+            at += size
+        elif any(answer[at : at + len(h)] == h[: len(answer) - at] for h in headers):
+            break
+        else:
+            messages[-1].append(answer[at])
+            at += 1
+    return tuple(tuple(message) for message in messages if message)
 
 
 def split_sequence(ids: Sequence[int], prompt_length: int, delimiters: ThinkingDelimiters) -> Segments:
@@ -70,7 +98,7 @@ def split_sequence(ids: Sequence[int], prompt_length: int, delimiters: ThinkingD
             stray += 1
     return Segments(
         thought=tuple(ids[column] for column in thought if column >= first),
-        answer=tuple(ids[column] for column in answer),
+        messages=_messages(tuple(ids[column] for column in answer), delimiters),
         close_span=close_span,
         finished=finished,
         stray_markers=stray,

@@ -123,7 +123,7 @@ def answer_batch(
             Answer(
                 prompt=request.prompt,
                 thinking=tokenizer.decode(list(parts.thought)).strip(),
-                answer=tokenizer.decode(list(parts.answer)).strip(),
+                answer="\n\n".join(tokenizer.decode(list(ids)).strip() for ids in parts.messages),
                 text=tokenizer.decode(_until_end(row[width:], loaded.delimiters.eos_ids)),
                 seconds=round(seconds, 3),
                 **counts,  # type: ignore[arg-type]

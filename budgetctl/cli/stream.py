@@ -17,6 +17,7 @@ from budgetctl.cli.render import THOUGHT_STYLE, out, summary_line, usage
 from budgetctl.cli.requests import Request, Settings
 from budgetctl.controller import BudgetController
 from budgetctl.evals.load import LoadedModel
+from budgetctl.integrations.serve.splitter import Piece, ThoughtSplitter
 from budgetctl.state import thinking_state
 
 #: Takes a piece of text and whether it is part of the thought.
@@ -26,7 +27,7 @@ Tell = Callable[[int, int | None, float | None], None]
 
 
 class ThoughtStreamer(BaseStreamer):
-    """Splits the tokens of one generation into thought and answer as they come; markers are left out.
+    """Shows the tokens of one generation as they come, thought and answer apart, without markers.
 
     Args:
         controller: of the generation; asked once for budget and prediction.
@@ -44,48 +45,46 @@ class ThoughtStreamer(BaseStreamer):
         self.tell = tell
         self._ids: torch.Tensor | None = None
         self._width = 0
-        self._thinking = False
+        self._splitter: ThoughtSplitter | None = None
+        # Whether the pending ids are thought, None before a new part.
+        self._thinking: bool | None = None
         self._limit: tuple[int | None, float | None] | None = None
         # Ids not shown yet, after ``_context`` ids that are shown and may merge with them when decoded.
         self._pending: list[int] = []
         self._context = 0
         # White space is shown when something follows it, so none stands around thought and answer.
-        self._space: str | None = None
+        self._space = ""
+        self._fresh = True
+        self._any = False
 
     def put(self, value: torch.Tensor) -> None:
         """The prompt [1, T] first, then each new token [1]."""
-        if self._ids is None:
+        if self._ids is None or self._splitter is None:
             self._ids = value
             self._width = value.shape[1]
-            self._thinking = self._state(value)[0]
+            self._splitter = ThoughtSplitter(self.controller.delimiters, value[0].tolist())
             return
         self._ids = torch.cat([self._ids, value.reshape(1, -1)], 1)
-        before = self._thinking
-        self._thinking, finished, used, half_marker = self._state(self._ids)
-        if finished:
-            self._flush(before)
-            return
-        if self._thinking and used:
-            self.tell(used, *self._limits(self._ids))
-        if before != self._thinking:  # this token completed a marker
-            self._pending, self._context = [], 0
-            if self._space is not None:
-                self.write("\n\n", False)
-            self._space = None
-            return
-        self._pending += value.reshape(-1).tolist()
-        if not half_marker:
-            self._flush(self._thinking, keep=True)
+        state = thinking_state(self._ids, self.controller.delimiters, prompt_length=self._width)
+        if bool(state.thinking) and int(state.used):
+            self.tell(int(state.used), *self._limits(self._ids))
+        for piece in self._splitter.push(int(value)):
+            self._take(piece)
 
     def end(self) -> None:
         """Show what was held back."""
-        self._flush(self._thinking)
+        for piece in self._splitter.finish() if self._splitter is not None else ():
+            self._take(piece)
+        self._flush()
 
-    def _state(self, ids: torch.Tensor) -> tuple[bool, bool, int, bool]:
-        """Whether a thought is open, whether the turn is over, thinking tokens, whether a marker is half-written."""
-        state = thinking_state(ids, self.controller.delimiters, prompt_length=self._width)
-        half = int(state.close_progress) > 0 or int(state.open_progress) > 0
-        return bool(state.thinking), bool(state.finished), int(state.used), half
+    def _take(self, piece: Piece) -> None:
+        thinking, ids = piece
+        if thinking is not self._thinking or not ids:
+            self._flush()
+            self._thinking, self._pending, self._context = (thinking if ids else None), [], 0
+            self._space, self._fresh = "\n\n" if self._any else "", True
+        self._pending += ids
+        self._flush(keep=True)
 
     def _limits(self, ids: torch.Tensor) -> tuple[int | None, float | None]:
         if self._limit is None:
@@ -93,27 +92,25 @@ class ThoughtStreamer(BaseStreamer):
             self._limit = None if budgets[0] >= NO_CAP else budgets[0], predicted[0]
         return self._limit
 
-    def _flush(self, thinking: bool, keep: bool = False) -> None:
+    def _flush(self, keep: bool = False) -> None:
         """Show pending text; with ``keep``, not if it ends in the middle of a character."""
         shown = self.tokenizer.decode(self._pending[: self._context])
         text = self.tokenizer.decode(self._pending)
         if keep and text.endswith("\ufffd"):
             return
-        self._show(text[len(shown) :], thinking)
+        self._show(text[len(shown) :], bool(self._thinking))
         self._pending = self._pending[self._context :]
         self._context = len(self._pending)
 
     def _show(self, text: str, thinking: bool) -> None:
+        if self._fresh:
+            text = text.lstrip()
         body = text.rstrip()
-        if self._space is None:
-            body = body.lstrip()
-        elif body:
-            body = self._space + body
-        if body:
-            self.write(body, thinking)
-            self._space = text[len(text.rstrip()) :]
-        elif self._space is not None:
+        if not body:
             self._space += text
+            return
+        self.write(self._space + body, thinking)
+        self._any, self._fresh, self._space = True, False, text[len(body) :]
 
 
 class LiveView:

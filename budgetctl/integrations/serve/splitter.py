@@ -11,7 +11,7 @@ from tokenizers.decoders import DecodeStream
 from budgetctl.delimiters import ThinkingDelimiters, Tokens
 from budgetctl.state import thinking_state
 
-#: Whether a piece belongs to the thought, and its tokens.
+#: Whether a piece belongs to the thought, and its tokens; one without tokens begins a new thought or message.
 Piece = tuple[bool, list[int]]
 
 
@@ -19,7 +19,7 @@ class ThoughtSplitter:
     """Follows the rules of ``budgetctl.segments.split_sequence``, one token at a time.
 
     Tokens that may be the beginning of a marker are held back until that is decided. Markers in the answer, which have
-    leaked, are left out as well.
+    leaked, are left out as well, and so are the headers of its messages.
 
     Args:
         delimiters: the markers, with every end-of-sequence id of the generation.
@@ -57,21 +57,27 @@ class ThoughtSplitter:
             self._lead = ()
         closed = self._completed(markers.end_variants)
         called = self._completed(markers.tool_call_ids) if thinking else 0
-        opened = 0 if thinking else self._completed(markers.all_opens)
-        length = max(closed, called, opened)
+        opened = 0 if thinking else self._completed(markers.all_reopenings)
+        header = 0 if thinking else self._completed(markers.answer_headers)
+        length = max(closed, called, opened, header)
         if length:
             pieces = self._release(thinking, len(self._held) - length)
             self._before = []
             self.thinking = bool(opened)
             if called <= closed or not thinking:  # the beginning of a tool call belongs to the answer
                 self._held = []
-            return pieces
-        watched = markers.all_ends if thinking else (*markers.all_opens, *markers.end_variants)
+            begins = opened or header or (closed and not thinking and markers.answer_headers)
+            return [*pieces, (self.thinking, [])] if begins else pieces
+        answering = (*markers.all_reopenings, *markers.end_variants, *markers.answer_headers)
+        watched = markers.all_ends if thinking else answering
         return self._release(thinking, len(self._held) - self._begun(watched))
 
     def finish(self) -> list[Piece]:
-        """What was held back."""
+        """What was held back, but for a header that is half-written."""
         self._finished = True
+        held = tuple(self._held)
+        if not self.thinking and any(h[: len(held)] == held for h in self._delimiters.answer_headers):
+            return []
         return self._release(self.thinking, len(self._held))
 
     def _completed(self, variants: Iterable[Tokens]) -> int:
@@ -108,6 +114,9 @@ class ThoughtText:
         """The new text of thought and answer, as (whether it is thought, text)."""
         texts = []
         for thinking, ids in pieces:
+            if not ids:
+                self._thinking = None
+                continue
             if thinking is not self._thinking:
                 self._thinking = thinking
                 self._stream = DecodeStream(skip_special_tokens=True)

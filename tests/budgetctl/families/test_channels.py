@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
+from budgetctl.cli.stream import ThoughtStreamer
 from budgetctl.controller import BudgetController
+from budgetctl.integrations.serve.splitter import ThoughtSplitter, ThoughtText
 from budgetctl.segments import split_sequence
 from budgetctl.state import thinking_state
 
@@ -94,10 +97,62 @@ def test_other_channels(
 def test_the_end_of_a_message_is_no_leak(cases: dict[str, Any]) -> None:
     case = cases["gpt-oss"]
     prompt = case.prompt("Five?")
-    answer = "<|start|>assistant<|channel|>commentary<|message|>Four<|end|><|start|>assistant<|channel|>final<|message|>Five"
-    parts = split_sequence([*prompt, *case.ids(THOUGHT + "<|end|>" + answer)], len(prompt), case.found)
+    parts = split_sequence([*prompt, *case.ids(THOUGHT + AFTER + PREAMBLE + FINAL)], len(prompt), case.found)
     assert case.text(list(parts.thought)) == "One two three."
-    assert (case.text(list(parts.answer)), parts.stray_markers) == (answer, 0)
+    assert ([case.text(list(ids)) for ids in parts.messages], parts.stray_markers) == (["Four", "Five"], 0)
+
+
+FINAL = "<|channel|>final<|message|>Five"
+PREAMBLE = "<|channel|>commentary<|message|>Four" + AFTER
+CALL = "<|channel|>commentary to=four<|message|>five"
+
+
+@pytest.mark.parametrize(
+    ("written", "thought", "answer"),
+    [
+        (THOUGHT + AFTER + FINAL, "One two three.", "Five"),
+        (THOUGHT + AFTER + FINAL + "<|return|>", "One two three.", "Five"),
+        (FINAL, "", "Five"),
+        (THOUGHT + AFTER + PREAMBLE + FINAL, "One two three.", "Four\n\nFive"),
+        (PREAMBLE + FINAL, "", "Four\n\nFive"),
+        (THOUGHT + AFTER + THOUGHT + AFTER + FINAL, "One two three.\n\nOne two three.", "Five"),
+        (THOUGHT + AFTER + FINAL + "<|end|>", "One two three.", "Five"),
+        # What the model did not get to.
+        (THOUGHT + AFTER + "<|channel|>final", "One two three.", ""),
+        (THOUGHT + AFTER, "One two three.", ""),
+        (THOUGHT + "<|end|><|start|>", "One two three.", ""),
+        ("<|channel|>", "", ""),
+        (THOUGHT + AFTER + THOUGHT, "One two three.\n\nOne two three.", ""),
+        # Whom a tool call is for stands in its header.
+        (THOUGHT + AFTER + CALL, "One two three.", "<|start|>assistant" + CALL),
+        (CALL, "", CALL),
+    ],
+)
+def test_the_answer_begins_after_its_header(
+    cases: dict[str, Any], written: str, thought: str, answer: str
+) -> None:
+    case = cases["gpt-oss"]
+    prompt, ids = case.prompt("Five?"), case.ids(written)
+    parts = split_sequence([*prompt, *ids], len(prompt), case.found)
+    assert "\n\n".join(case.text(list(message)) for message in parts.messages) == answer
+    assert len(parts.answer) == sum(len(message) for message in parts.messages)
+    # The same, token by token, as a server and a terminal read it.
+    splitter, text = ThoughtSplitter(case.found, prompt), ThoughtText(case.tokenizer.backend_tokenizer)
+    pieces = [piece for token in ids for piece in splitter.push(token)]
+    told = text.read([*pieces, *splitter.finish()])
+    assert "".join(body for thinking, body in told if thinking) == thought
+    assert "".join(body for thinking, body in told if not thinking) == answer
+    shown: list[tuple[str, bool]] = []
+    controller: Any = SimpleNamespace(delimiters=case.found, account=lambda ids, width: ([9], [None], []))
+    streamer = ThoughtStreamer(
+        controller, case.tokenizer, lambda body, thinking: shown.append((body, thinking)), lambda *told: None
+    )
+    streamer.put(torch.tensor([prompt]))
+    for token in ids:
+        streamer.put(torch.tensor([token]))
+    streamer.end()
+    assert "".join(body for body, _ in shown) == "\n\n".join(part for part in (thought, answer) if part)
+    assert "".join(body for body, thinking in shown if thinking) == thought
 
 
 @pytest.mark.parametrize("known", [True, False])
