@@ -209,3 +209,9 @@ def write() -> Callable[..., torch.Tensor]:
 @pytest.fixture(scope="session")
 def count() -> Callable[[Sequence[int], int, ThinkingDelimiters], Count]:
     return count_thought
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--write-conformance", action="store_true", help="write docs/conformance.md from this run"
+    )

@@ -14,7 +14,7 @@ from transformers.utils import logging
 
 from budgetctl.budget import as_list
 from budgetctl.errors import BudgetError
-from budgetctl.integrations.batching_support import REQUEST_KNOBS
+from budgetctl.integrations.batching_support import CALL_KNOBS, REQUEST_KNOBS
 from budgetctl.integrations.continuous_batching import BatchedBudgets, Installed
 
 logger = logging.get_logger(__name__)
@@ -29,7 +29,8 @@ class KnobbedInputs(list[list[int]]):
 
 
 def add_hooks(model: Any, installation: Installed) -> None:
-    """Make ``model.generate_batch`` and the managers that ``model`` makes take :data:`REQUEST_KNOBS`."""
+    """Make ``model.generate_batch`` and the managers that ``model`` makes take :data:`REQUEST_KNOBS`, and ``generate_batch``
+    :data:`CALL_KNOBS` too."""
 
     def init_continuous_batching(
         self: Any,
@@ -46,7 +47,7 @@ def add_hooks(model: Any, installation: Installed) -> None:
             continuous_batching_config=_without_graphs(settings),
             workload_hints=workload_hints,
         )
-        _adopt(manager)
+        _adopt(manager, self.generation_config if generation_config is None else generation_config)
         return manager
 
     def generate_batch(
@@ -58,7 +59,11 @@ def add_hooks(model: Any, installation: Installed) -> None:
         **options: Any,
     ) -> dict[str, Any]:
         knobs = {name: options.pop(name, None) for name in REQUEST_KNOBS}
+        shared = {name: options.pop(name) for name in CALL_KNOBS if name in options}
         config = self.generation_config if generation_config is None else generation_config
+        if shared:
+            generation_config = config = copy.deepcopy(config)
+            config.update(**shared)
         lengths = config.max_new_tokens if max_new_tokens is None else max_new_tokens
         rows = _rows_of({**knobs, "max_new_tokens": lengths}, len(inputs))
         checker = BatchedBudgets(installation, config)
@@ -92,11 +97,18 @@ def budgets_of(manager: Any) -> BatchedBudgets:
     )
 
 
-def _adopt(manager: Any) -> None:
+def _adopt(manager: Any, config: GenerationConfig) -> None:
     """Let ``add_request`` refuse bad knobs, ``add_requests`` take one set of knobs a prompt, and make room for the
     processor's arguments (transformers counts only those that it has converted itself)."""
     budgets = budgets_of(manager)
-    if "add_request" in vars(manager):  # a manager that is kept between calls
+    if "add_request" in vars(manager):  # a manager that is kept between calls, with its config
+        for name in (*REQUEST_KNOBS, *CALL_KNOBS):
+            asked, kept = getattr(config, name, None), getattr(manager.generation_config, name, None)
+            if asked != kept:
+                raise BudgetError(
+                    f"{name}={asked!r} is set and the manager that is kept between calls has {kept!r}: expected the "
+                    "same; end that manager first (persistent_manager=False)"
+                )
         return
     manager.logit_processor.tensors_required += 1
     add_request, add_requests = manager.add_request, manager.add_requests

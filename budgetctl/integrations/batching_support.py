@@ -7,7 +7,7 @@ from typing import Any
 import transformers
 from packaging.version import Version
 
-#: Knobs that each request of a batch may have of its own; the others are those of the generation config.
+#: Knobs that each request of a batch may have of its own.
 REQUEST_KNOBS = (
     "effort",
     "thinking_budget",
@@ -15,6 +15,15 @@ REQUEST_KNOBS = (
     "thinking_target",
     "target_tolerance",
     "answer_reserve",
+)
+#: Knobs that hold for all requests of a manager.
+CALL_KNOBS = (
+    "max_extensions",
+    "extension_phrase",
+    "transition_phrase",
+    "guidance_strength",
+    "guided_steps",
+    "early_exit",
 )
 #: The first release whose continuous batching tells a processor which requests a step is for.
 FIRST_RELEASE = "5.12"

@@ -62,7 +62,8 @@ _PROBE = "Think it over, step by step: what is 12 + 30 - 5? Then say whether a b
 
 @dataclass
 class Installation:
-    """What :func:`install` found and set up. ``controller`` is that of the latest ``generate`` call."""
+    """What :func:`install` found and set up. ``controller`` is that of the latest ``generate`` call; ``model`` is the
+    one that generates, for a PEFT model its base."""
 
     model: GenerationMixin
     tokenizer: PreTrainedTokenizerBase
@@ -157,7 +158,7 @@ def install(
     """Make ``model.generate(effort=..., thinking_budget=...)`` work, and persist in ``generation_config.json``.
 
     Args:
-        model: a decoder-only causal language model.
+        model: a decoder-only causal language model, or a PEFT model of one.
         tokenizer: its tokenizer; the thought's markers are found from it and its chat template.
         predictor: directory or hub id of a fitted length predictor for this model, or a loaded one. Without it
             ``thinking_budget`` works as a cap, closed at a line end near the budget; relative efforts are refused.
@@ -175,6 +176,8 @@ def install(
             recovered from this model's logits.
         BudgetctlError: for an encoder-decoder model.
     """
+    if hasattr(model, "get_base_model"):  # a PEFT model generates with the model inside it
+        model = model.get_base_model()
     if getattr(model.config, "is_encoder_decoder", False):
         raise BudgetctlError(
             f"{type(model).__name__} is an encoder-decoder model: expected a decoder-only causal language model"

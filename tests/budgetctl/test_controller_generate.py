@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import GenerationConfig, LogitsProcessorList, Qwen3Config, Qwen3ForCausalLM
+from transformers import LogitsProcessorList, Qwen3ForCausalLM
 
 from budgetctl.closing import Boundaries
 from budgetctl.controller import BudgetController
 from budgetctl.forecast import LengthForecast
-from budgetctl.predictors.gamma import GammaLengthPredictor, GammaPredictorConfig
 from budgetctl.predictors.hidden_state import LogitsHiddenState
 from budgetctl.sampling import SeededSampler
+from tests.conformance.model import DIGIT, EOS, LINE, PAD, STOP, VOCAB, short_thoughts, thinking_qwen3
 
 CASES = (
     "opened by the model",
@@ -25,61 +25,22 @@ CASES = (
     "implicit",
 )
 BUDGETS = (0, 1, 2, 5, 17, None)
-VOCAB, HIDDEN, ROWS, STEPS = 40, 32, 12, 28
-PAD, EOS, LINE, STOP, DIGIT, OPEN = 0, 1, 2, 3, 4, 10
+ROWS, STEPS = 12, 28
 
 
 @pytest.fixture(scope="module")
 def model() -> Qwen3ForCausalLM:
-    """Random weights in float64; markers are likely tokens, and begun ones are often gone on with."""
-    torch.manual_seed(0)
-    config = Qwen3Config(
-        vocab_size=VOCAB,
-        hidden_size=HIDDEN,
-        intermediate_size=HIDDEN,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=16,
-        tie_word_embeddings=False,
-        bos_token_id=None,
-        eos_token_id=EOS,
-        pad_token_id=PAD,
-    )
-    model = Qwen3ForCausalLM(config).double().eval()
-    embedding, head = model.model.embed_tokens.weight, model.lm_head.weight
-    with torch.no_grad():
-        embedding.normal_()
-        head.normal_(0, 0.4)
-        shared, begun = torch.zeros(HIDDEN).double(), torch.zeros(HIDDEN).double()
-        shared[-1], begun[-2] = 1, 1
-        embedding[:, -2:] = 0
-        embedding += 2 * shared
-        embedding[[12, 13, 15, 16]] += 4 * begun
-        head[:, -2:] = 0
-        head[[13, 14, 17]] += 3 * begun
-        head[[PAD, 7, 8, 9]] -= 9 * shared  # hardly ever written
-        head[[11, 12, 15, 16]] += 0.5 * shared
-        head[OPEN] += 1.2 * shared
-        head[EOS] -= shared
-    model.generation_config = GenerationConfig(eos_token_id=EOS, pad_token_id=PAD)
-    return model
+    return thinking_qwen3()
 
 
 @pytest.fixture(scope="module")
 def steering(model: Qwen3ForCausalLM) -> dict[str, Any]:
     """A random forecast in float64 that predicts some six tokens, and line ends."""
-    torch.manual_seed(1)
-    predictor = GammaLengthPredictor(GammaPredictorConfig(HIDDEN, 8, 2)).double()
-    with torch.no_grad():
-        predictor.heads.weight.mul_(4)
-        predictor.heads.bias.copy_(torch.tensor([6.0, 3.0]))
-        predictor.token_query.weight.normal_(0, 0.3)
     head = model.lm_head.weight.detach()
     source = LogitsHiddenState(head, anchors=torch.arange(VOCAB), dtype=torch.float64)
     line, sentence, digit = (torch.arange(VOCAB) == token for token in (LINE, STOP, DIGIT))
     return {
-        "forecast": LengthForecast(predictor, source, head, 2.0, torch.float64),
+        "forecast": LengthForecast(short_thoughts(), source, head, 2.0, torch.float64),
         "boundaries": Boundaries(line, sentence, digit),
     }
 

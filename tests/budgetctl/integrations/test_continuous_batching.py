@@ -398,3 +398,31 @@ def test_a_manager_kept_between_calls_and_uninstall(tiny: Installation, tokenize
     tiny.model.destroy_cached_continuous_batching_manager()
     tiny.uninstall()
     assert not {"generate_batch", "init_continuous_batching"} & vars(tiny.model).keys()
+
+
+def test_knobs_for_all_requests_of_a_call(tiny: Installation, tokenizer: Any) -> None:
+    """What is not of one request alone holds for all of the call, and is not dropped."""
+    (prompt,) = encode(tokenizer, QUESTIONS[:1])
+    shared = {
+        "transition_phrase": "So",
+        "max_extensions": 1,
+        "extension_phrase": "check",
+        "guidance_strength": 1.0,
+    }
+    expected = alone(tiny, prompt, 24, {**shared, "thinking_budget": 14})[0]
+    assert expected != alone(tiny, prompt, 24, {"thinking_budget": 14})[0]
+    outputs = tiny.model.generate_batch(
+        [prompt], continuous_batching_config=small(), max_new_tokens=24, thinking_budget=14, **shared
+    )
+    assert outputs["req_0"].generated_tokens == expected
+    assert getattr(tiny.model.generation_config, "max_extensions", None) is None
+    with pytest.raises(BudgetError, match="early_exit"):
+        tiny.model.generate_batch([prompt], max_new_tokens=24, early_exit="confidence")
+
+
+def test_a_kept_manager_keeps_its_knobs(tiny: Installation, tokenizer: Any) -> None:
+    options = {"continuous_batching_config": small(), "max_new_tokens": 16, "persistent_manager": True}
+    prompts = encode(tokenizer, QUESTIONS[:1])
+    tiny.model.generate_batch(prompts, thinking_budget=4, **options)
+    with pytest.raises(BudgetError, match=r"max_extensions=1 .* kept between calls"):
+        tiny.model.generate_batch(prompts, thinking_budget=4, max_extensions=1, **options)

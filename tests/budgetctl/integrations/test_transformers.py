@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from transformers import (
     GenerationConfig,
     LogitsProcessor,
@@ -183,3 +184,20 @@ def test_an_end_of_sequence_of_the_call_ends_no_thought(model: Any, tokenizer: A
     )
     assert not set(sequences[:, width].tolist()) & set(ends)
     assert all(report.close != "none" for report in found.reports(sequences))
+
+
+@pytest.mark.parametrize("wrapped_first", [True, False])
+def test_a_peft_model(model: Any, tokenizer: Any, inputs: Any, artifact: Any, wrapped_first: bool) -> None:
+    """``install`` on a PEFT model is an install on the model inside it, which generates."""
+    adapter = LoraConfig(target_modules=["q_proj", "v_proj"])  # begins as no change
+    found = None if wrapped_first else install(model, tokenizer, artifact)
+    peft = get_peft_model(model, adapter)
+    found = found or install(peft, tokenizer, artifact)
+    assert found.model is model
+    assert max(lengths(found, peft.generate(**inputs, thinking_budget=5))) <= 5
+    assert budgets(found, peft.generate(**inputs, thinking_budget=[2, None])) == [2, None]
+    with pytest.raises(BudgetError, match="thinking_budget"):
+        peft.generate(**inputs, thinking_budget=-3)
+    found.uninstall()
+    peft.generate(**inputs)
+    assert "_get_logits_processor" not in vars(model)
