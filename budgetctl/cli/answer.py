@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from transformers import LogitsProcessorList, PreTrainedTokenizerBase
@@ -13,6 +15,7 @@ from transformers.generation.streamers import BaseStreamer
 from budgetctl.cli.requests import Request, Settings
 from budgetctl.controller import BudgetController
 from budgetctl.evals.load import LoadedModel
+from budgetctl.exit_probe import ProbeCost
 from budgetctl.sampling import SeededSampler
 from budgetctl.segments import split_sequence
 from budgetctl.telemetry import report_sequences
@@ -23,7 +26,7 @@ StreamerFactory = Callable[[BudgetController], BaseStreamer]
 @dataclass(frozen=True)
 class Answer:
     """One request answered: ``text`` is all that was generated, the rest as in ``ThoughtReport``; ``seconds`` is the
-    time that its batch took."""
+    time that its batch took, ``probe_cost`` what an early exit cost, as in ``ProbeCost``."""
 
     prompt: str
     thinking: str
@@ -37,9 +40,14 @@ class Answer:
     leaked: bool
     guidance_strength: float
     seconds: float
+    probe_cost: dict[str, int] | None = None
 
     def as_dict(self) -> dict[str, object]:
-        return asdict(self)
+        """The fields as JSON values; ``probe_cost`` only where there was an early exit to pay for."""
+        fields = asdict(self)
+        if self.probe_cost is None:
+            del fields["probe_cost"]
+        return fields
 
 
 def answer(
@@ -81,20 +89,7 @@ def answer_batch(
         temperature = (own.temperature or 1.0) if own.do_sample else 0.0
     input_ids, mask, pad = _left_padded(tokenizer, [r.prompt for r in requests], model.device)
     width = input_ids.shape[1]
-    controller = BudgetController(
-        loaded.delimiters,
-        effort=[r.budget.effort for r in requests],
-        thinking_budget=[r.budget.cap for r in requests],
-        forecast=loaded.installation.forecast if steered else None,
-        boundaries=loaded.boundaries if steered else None,
-        prompt_length=width,
-        max_new_tokens=settings.max_new_tokens,
-        answer_reserve=settings.answer_reserve,
-        min_thinking_tokens=settings.min_thinking_tokens,
-        guidance_strength=settings.guidance_strength,
-        temperature=temperature or 1.0,
-        greedy=temperature == 0,
-    )
+    controller = _controller(loaded, requests, settings, width, temperature, steered)
     processors = LogitsProcessorList([controller])
     if temperature > 0:
         processors.append(SeededSampler(seeds, width, temperature))
@@ -112,10 +107,13 @@ def answer_batch(
             streamer=None if streamer_for is None else streamer_for(controller),
         ).cpu()
     reports = report_sequences(controller, sequences, width)
+    costs: list[ProbeCost | None] = [None] * len(requests)
+    if controller.early_exit is not None:
+        costs = list(controller.early_exit.account(sequences))
     seconds = time.perf_counter() - started
     answers = []
-    for request, row, report in zip(requests, sequences.tolist(), reports, strict=True):
-        parts = split_sequence(row, width, loaded.delimiters)
+    for request, row, report, cost in zip(requests, sequences.tolist(), reports, costs, strict=True):
+        parts = split_sequence(row, width, controller.delimiters)
         counts = report.as_dict()
         predicted = report.predicted_tokens
         counts["predicted_tokens"] = None if predicted is None else round(predicted, 1)
@@ -126,10 +124,40 @@ def answer_batch(
                 answer="\n\n".join(tokenizer.decode(list(ids)).strip() for ids in parts.messages),
                 text=tokenizer.decode(_until_end(row[width:], loaded.delimiters.eos_ids)),
                 seconds=round(seconds, 3),
+                probe_cost=None if cost is None else asdict(cost),
                 **counts,  # type: ignore[arg-type]
             )
         )
     return answers
+
+
+def _controller(
+    loaded: LoadedModel,
+    requests: Sequence[Request],
+    settings: Settings,
+    width: int,
+    temperature: float,
+    steered: bool,
+) -> BudgetController:
+    """The controller of one batch whose prompts are ``width`` tokens wide."""
+    rows: dict[str, Any] = {
+        # A target contradicts an effort, and auto is none.
+        "effort": [None if r.budget.effort.name == "auto" else r.budget.effort for r in requests],
+        "thinking_budget": [r.budget.cap for r in requests],
+        "min_thinking_tokens": [r.min_thinking_tokens for r in requests],
+        "thinking_target": [r.thinking_target for r in requests],
+        "target_tolerance": [r.target_tolerance for r in requests],
+        "max_new_tokens": settings.max_new_tokens,
+        "answer_reserve": settings.answer_reserve,
+        "temperature": temperature or 1.0,
+        "greedy": temperature == 0,
+    }
+    if not steered:
+        return BudgetController(loaded.delimiters, prompt_length=width, **rows)
+    config = copy.copy(loaded.model.generation_config)
+    for name, value in settings.knobs().items():
+        setattr(config, name, value)
+    return loaded.installation.controller_for(config, width, len(requests), **rows)
 
 
 def render_prompts(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Prompts in a JSON-lines file: each line an object with ``prompt`` and perhaps its own limit, or a plain string."""
+"""Prompts in a JSON-lines file: each line an object with ``prompt`` and perhaps its own limits, or a plain string."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from budgetctl.cli.requests import LIMITS
 from budgetctl.errors import BudgetctlError, InputFileError
 
-FIELDS = ("prompt", "effort", "thinking_budget")
+FIELDS = ("prompt", *LIMITS)
 
 T = TypeVar("T")
 

@@ -100,7 +100,7 @@ def _collect_prompts(prompts: Path | None, questions: int | None, split: str, se
     settings = Settings()
     found, bad = read_batch_file(
         prompts,
-        lambda fields: make_request(fields.get("prompt"), None, None, settings, has_predictor=False).prompt,
+        lambda fields: make_request(fields.get("prompt"), {}, settings, has_predictor=False).prompt,
     )
     if bad:
         raise InputFileError(f"{prompts}, line {bad[0].line}: {bad[0].error}")

@@ -99,7 +99,9 @@ def demonstrate(loaded: LoadedModel, seed: int) -> Demonstration:
         questions: list[Question], efforts: list[str | None], budget: int | None = None, steered: bool = True
     ) -> list[Answer]:
         requests = [
-            make_request(q.prompt, effort, budget, settings, has_predictor=True)
+            make_request(
+                q.prompt, {"effort": effort, "thinking_budget": budget}, settings, has_predictor=True
+            )
             for q, effort in zip(questions, efforts, strict=True)
         ]
         return answer_batch(loaded, requests, settings, [seed] * len(requests), steered=steered)

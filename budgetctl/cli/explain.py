@@ -11,15 +11,22 @@ from budgetctl.cli.options import (
     AnswerReserve,
     Budget,
     Device,
+    EarlyExitRule,
     Effort,
+    ExtensionPhrase,
     GuidanceStrength,
+    GuidedSteps,
     Json,
+    MaxExtensions,
     MaxNewTokens,
     MinThinkingTokens,
     Model,
     Predictor,
     Seed,
+    TargetTolerance,
     Temperature,
+    ThinkingTarget,
+    TransitionPhrase,
     read_prompt,
 )
 from budgetctl.cli.render import clean_stdout, emit_json, out
@@ -31,8 +38,15 @@ def explain(
     thinking_budget: Budget = None,
     max_new_tokens: MaxNewTokens = 512,
     min_thinking_tokens: MinThinkingTokens = None,
+    thinking_target: ThinkingTarget = None,
+    target_tolerance: TargetTolerance = None,
+    max_extensions: MaxExtensions = None,
+    extension_phrase: ExtensionPhrase = None,
+    transition_phrase: TransitionPhrase = None,
+    early_exit: EarlyExitRule = None,
     answer_reserve: AnswerReserve = None,
     guidance_strength: GuidanceStrength = None,
+    guided_steps: GuidedSteps = None,
     temperature: Temperature = None,
     png: Annotated[
         Path | None,
@@ -46,22 +60,29 @@ def explain(
 ) -> None:
     """Answer a PROMPT, and show where its thought was steered and why it closed there."""
     with clean_stdout(as_json):
-        from budgetctl.cli.requests import Settings, make_request
+        from budgetctl.cli.requests import Settings, make_request, read_early_exit
 
         settings = Settings(
             max_new_tokens=max_new_tokens,
-            min_thinking_tokens=min_thinking_tokens,
             answer_reserve=answer_reserve,
             guidance_strength=guidance_strength,
+            guided_steps=guided_steps,
+            max_extensions=max_extensions,
+            extension_phrase=extension_phrase,
+            transition_phrase=transition_phrase,
+            early_exit=read_early_exit(early_exit),
             temperature=temperature,
             seed=seed,
         )
+        limits: dict[str, object] = {
+            "effort": effort,
+            "thinking_budget": thinking_budget,
+            "thinking_target": thinking_target,
+            "target_tolerance": target_tolerance,
+            "min_thinking_tokens": min_thinking_tokens,
+        }
         request = make_request(
-            read_prompt(prompt),
-            effort,
-            thinking_budget,
-            settings,
-            has_predictor=predictor is not None or model is None,
+            read_prompt(prompt), limits, settings, has_predictor=predictor is not None or model is None
         )
         if png is not None:
             from budgetctl.cli.explain_figure import check_path

@@ -21,12 +21,13 @@ STEERED = 0.05
 
 @dataclass(frozen=True)
 class Explanation:
-    """``steps`` are all generated tokens; ``effort`` and ``cap`` (tokens) are what was asked for."""
+    """``steps`` are all generated tokens; ``effort``, ``cap`` (tokens) and ``further`` are what was asked for."""
 
     answer: Answer
     effort: str
     cap: int | None
     steps: list[StepTrace]
+    further: tuple[str, ...] = ()
 
     @property
     def thought(self) -> list[StepTrace]:
@@ -44,7 +45,7 @@ class Explanation:
         asked = [] if self.effort == "auto" else [f"effort {self.effort}"]
         if self.cap is not None and self.effort != "none":
             asked.append(f"at most {_tokens(self.cap)}")
-        return ", ".join(asked) or "no limit"
+        return ", ".join((*asked, *self.further)) or "no limit"
 
     @property
     def why(self) -> str:
@@ -64,6 +65,8 @@ class Explanation:
             return f"The model closed the thought itself{rest}: {wish} {change}."
         if kind == "steered":
             return f"Guidance tipped it{rest}: {wish} {change}."
+        if kind == "early":
+            return f"Trial answers ended it{rest}: they showed that the answer was there; {wish} by itself."
         if first.left == 0 and first.budget is not None and first.used >= first.budget:
             cause = f"the budget of {_tokens(first.budget)} was spent"
         elif first.left == 0:
@@ -96,7 +99,23 @@ def explain_answer(loaded: LoadedModel, request: Request, settings: Settings) ->
     steps = replay(
         loaded.installation, sequence, len(record.pieces[0]), controller=record.controller, padding=0
     )
-    return Explanation(told, request.budget.effort.name, request.budget.cap, steps)
+    budget = request.budget
+    return Explanation(told, budget.effort.name, budget.cap, steps, _further(request, settings))
+
+
+def _further(request: Request, settings: Settings) -> tuple[str, ...]:
+    """What was asked for beside effort and budget, in words."""
+    asked = []
+    if request.thinking_target is not None:
+        around = "" if request.target_tolerance is None else f" ± {request.target_tolerance}"
+        asked.append(f"a target of {request.thinking_target}{around} tokens")
+    if request.min_thinking_tokens:
+        asked.append(f"at least {_tokens(request.min_thinking_tokens)}")
+    if settings.max_extensions is not None:
+        asked.append(f"at most {_times(settings.max_extensions)} extended")
+    if settings.early_exit is not None:
+        asked.append(f"early exit by {settings.early_exit.method}")
+    return tuple(asked)
 
 
 class _Recorder(BaseStreamer):
@@ -116,6 +135,10 @@ class _Recorder(BaseStreamer):
 def _share(probability: float) -> str:
     """Like ``12 %``, with ``below 1 %`` for little."""
     return "below 1 %" if probability < 0.01 else f"{100 * probability:.0f} %"
+
+
+def _times(count: int) -> str:
+    return "once" if count == 1 else f"{count} times"
 
 
 def _tokens(count: int) -> str:

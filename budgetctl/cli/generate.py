@@ -12,15 +12,22 @@ from budgetctl.cli.options import (
     AnswerReserve,
     Budget,
     Device,
+    EarlyExitRule,
     Effort,
+    ExtensionPhrase,
     GuidanceStrength,
+    GuidedSteps,
     Json,
+    MaxExtensions,
     MaxNewTokens,
     MinThinkingTokens,
     Model,
     Predictor,
     Seed,
+    TargetTolerance,
     Temperature,
+    ThinkingTarget,
+    TransitionPhrase,
     read_prompt,
 )
 from budgetctl.cli.render import clean_stdout, emit_json, err, out, show_answer
@@ -35,14 +42,22 @@ def generate(
     thinking_budget: Budget = None,
     max_new_tokens: MaxNewTokens = 512,
     min_thinking_tokens: MinThinkingTokens = None,
+    thinking_target: ThinkingTarget = None,
+    target_tolerance: TargetTolerance = None,
+    max_extensions: MaxExtensions = None,
+    extension_phrase: ExtensionPhrase = None,
+    transition_phrase: TransitionPhrase = None,
+    early_exit: EarlyExitRule = None,
     answer_reserve: AnswerReserve = None,
     guidance_strength: GuidanceStrength = None,
+    guided_steps: GuidedSteps = None,
     temperature: Temperature = None,
     batch_file: Annotated[
         Path | None,
         typer.Option(
             help='JSON lines instead of PROMPT: {"prompt": "...", "effort": "low"}, {"prompt": "...", '
-            '"thinking_budget": 64}, or a plain string. A limit in a line replaces that of the command line.'
+            '"thinking_budget": 64}, or a plain string. A line may also have thinking_target, target_tolerance and '
+            "min_thinking_tokens. A limit in a line replaces that of the command line."
         ),
     ] = None,
     batch_size: Annotated[int, typer.Option(help="Prompts answered at once.", min=1)] = 16,
@@ -57,29 +72,33 @@ def generate(
     _check_combination(prompt, batch_file, stream, as_json)
     with clean_stdout(as_json):
         from budgetctl.cli.batch_file import BadLine, read_batch_file
-        from budgetctl.cli.requests import Request, Settings, make_request
+        from budgetctl.cli.requests import Request, Settings, make_request, own_limits, read_early_exit
 
         settings = Settings(
             max_new_tokens=max_new_tokens,
-            min_thinking_tokens=min_thinking_tokens,
             answer_reserve=answer_reserve,
             guidance_strength=guidance_strength,
+            guided_steps=guided_steps,
+            max_extensions=max_extensions,
+            extension_phrase=extension_phrase,
+            transition_phrase=transition_phrase,
+            early_exit=read_early_exit(early_exit),
             temperature=temperature,
             seed=seed,
             batch_size=batch_size,
         )
+        limits: dict[str, object] = {
+            "effort": effort,
+            "thinking_budget": thinking_budget,
+            "thinking_target": thinking_target,
+            "target_tolerance": target_tolerance,
+            "min_thinking_tokens": min_thinking_tokens,
+        }
         has_predictor = predictor is not None or model is None
 
         def make(fields: dict[str, object]) -> Request:
-            own = {"effort", "thinking_budget"} & fields.keys()
-            limit = fields if own else {"effort": effort, "thinking_budget": thinking_budget}
-            return make_request(
-                fields.get("prompt"),
-                limit.get("effort"),
-                limit.get("thinking_budget"),
-                settings,
-                has_predictor=has_predictor,
-            )
+            own = own_limits(fields, limits)
+            return make_request(fields.get("prompt"), own, settings, has_predictor=has_predictor)
 
         bad: list[BadLine] = []
         if batch_file is None:

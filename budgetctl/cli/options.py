@@ -10,12 +10,17 @@ import typer
 from budgetctl.errors import InputFileError
 
 
-def whole_number(value: str | int) -> int:
+def whole_number(value: str | int, of: str = "tokens") -> int:
     """Read a number of tokens; its range is checked with the other limits."""
     try:
         return int(value)
     except ValueError:
-        raise typer.BadParameter(f"{value!r} is no whole number: expected tokens") from None
+        raise typer.BadParameter(f"{value!r} is no whole number: expected {of}") from None
+
+
+def times(value: str | int) -> int:
+    """Read how many times."""
+    return whole_number(value, "a number of times")
 
 
 def read_prompt(given: str | None) -> str | None:
@@ -74,6 +79,56 @@ MinThinkingTokens = Annotated[
         help="The thought is not closed before this many tokens.",
     ),
 ]
+ThinkingTarget = Annotated[
+    int | None,
+    typer.Option(
+        "--thinking-target",
+        parser=whole_number,
+        metavar="TOKENS",
+        help="The thought is this many tokens long, give or take --target-tolerance.",
+    ),
+]
+TargetTolerance = Annotated[
+    int | None,
+    typer.Option(
+        "--target-tolerance",
+        parser=whole_number,
+        metavar="TOKENS",
+        help="How far from --thinking-target is near enough; a tenth of it if left out.",
+    ),
+]
+MaxExtensions = Annotated[
+    int | None,
+    typer.Option(
+        "--max-extensions",
+        parser=times,
+        metavar="TIMES",
+        help="Where the model would close its thought, let it go on at most so often: below --min-thinking-tokens if "
+        "that is given, else at each close.",
+    ),
+]
+ExtensionPhrase = Annotated[
+    str | None,
+    typer.Option("--extension-phrase", help="What is written there; Wait if left out.", show_default=False),
+]
+TransitionPhrase = Annotated[
+    str | None,
+    typer.Option(
+        "--transition-phrase",
+        help='Written before a forced close, for example "Time is up, so I answer now."',
+        show_default=False,
+    ),
+]
+EarlyExitRule = Annotated[
+    str | None,
+    typer.Option(
+        "--early-exit",
+        metavar="METHOD|JSON",
+        help="End the thought where trial answers show that the answer is there: confidence, agreement, or JSON such "
+        'as {"method": "confidence", "threshold": 0.9}. The trial answers cost tokens, which are told.',
+        show_default=False,
+    ),
+]
 AnswerReserve = Annotated[
     int | None,
     typer.Option(
@@ -88,6 +143,15 @@ GuidanceStrength = Annotated[
     typer.Option(
         "--guidance-strength",
         help="How strongly to steer; 0 turns steering off; the predictor has a default.",
+    ),
+]
+GuidedSteps = Annotated[
+    str | None,
+    typer.Option(
+        "--guided-steps",
+        metavar="STEPS",
+        help="Steer at every token (every, the default), at the first of each line (line) or of the thought (first).",
+        show_default=False,
     ),
 ]
 Temperature = Annotated[

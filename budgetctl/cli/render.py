@@ -49,7 +49,16 @@ def summary_line(answer: Answer) -> str:
         f"thinking {usage(answer.thinking_tokens, answer.thinking_budget, answer.predicted_tokens)} · "
         + ("not closed" if answer.close == "none" else f"closed {answer.close}")
         + (" · leaked into the answer" if answer.leaked else "")
+        + _probes(answer.probe_cost)
     )
+
+
+def _probes(cost: dict[str, int] | None) -> str:
+    """Like `` · 2 trial answers of 14 tokens, 161 tokens read``."""
+    if cost is None:
+        return ""
+    count = "1 trial answer" if cost["probes"] == 1 else f"{cost['probes']} trial answers"
+    return f" · {count} of {cost['probe_tokens']} tokens, {cost['read_tokens']} tokens read"
 
 
 def usage(used: int, budget: int | None, predicted: float | None) -> str:

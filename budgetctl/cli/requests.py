@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
+import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
-from budgetctl.budget import ThinkingBudget, check_tokens, resolve_reserve
-from budgetctl.errors import BudgetctlError, BudgetError
+from budgetctl.budget import ThinkingBudget, resolve_reserve
+from budgetctl.early_exit import EarlyExit
+from budgetctl.errors import BudgetctlError, BudgetError, DelimiterError
+from budgetctl.extension import Extension
+from budgetctl.limits import RowLimits
+from budgetctl.steering import GUIDED_STEPS
+
+#: What each prompt may have of its own, by name.
+LIMITS = ("effort", "thinking_budget", "thinking_target", "target_tolerance", "min_thinking_tokens")
 
 
 @dataclass(frozen=True)
 class Request:
-    """One prompt with its own limit."""
+    """One prompt with its own limits, in tokens."""
 
     prompt: str
     budget: ThinkingBudget
+    min_thinking_tokens: int | None = None
+    thinking_target: int | None = None
+    target_tolerance: int | None = None
 
 
 @dataclass(frozen=True)
@@ -23,18 +36,22 @@ class Settings:
 
     Raises:
         BudgetError: for a value out of range, or a reserve that does not fit into ``max_new_tokens``.
+        DelimiterError: for a transition phrase without text.
     """
 
     max_new_tokens: int = 512
-    min_thinking_tokens: int | None = None
     answer_reserve: int | None = None
     guidance_strength: float | None = None
+    guided_steps: str | None = None
+    max_extensions: int | None = None
+    extension_phrase: str | None = None
+    transition_phrase: str | None = None
+    early_exit: EarlyExit | None = None
     temperature: float | None = None
     seed: int = 0
     batch_size: int = 16
 
     def __post_init__(self) -> None:
-        check_tokens(self.min_thinking_tokens, "min_thinking_tokens", "leave it unset for no minimum")
         # A close has at least one token.
         resolve_reserve(self.answer_reserve, self.max_new_tokens, 1)
         advice = {
@@ -45,15 +62,65 @@ class Settings:
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value >= 0):
                 raise BudgetError(f"{name}={value!r}: expected a number >= 0; {what}")
+        if self.guided_steps is not None and self.guided_steps not in GUIDED_STEPS:
+            raise BudgetError(
+                f"unknown guided_steps {self.guided_steps!r}: expected one of {', '.join(GUIDED_STEPS)}"
+            )
+        if self.max_extensions is not None:
+            # The phrase's tokens are not known yet; only an empty one has none.
+            Extension(() if self.extension_phrase == "" else (0,), self.max_extensions)
+        elif self.extension_phrase is not None:
+            raise BudgetError(
+                f"extension_phrase={self.extension_phrase!r} is never written: expected max_extensions too; "
+                "give it or drop the phrase"
+            )
+        if self.transition_phrase is not None and not self.transition_phrase.strip():
+            raise DelimiterError(
+                f"transition_phrase={self.transition_phrase!r} is empty: expected some text; leave it unset for none"
+            )
+
+    def knobs(self) -> dict[str, object]:
+        """Those of the generation config that all requests share."""
+        names = ("guidance_strength", "guided_steps", "max_extensions", "extension_phrase")
+        return {name: getattr(self, name) for name in (*names, "transition_phrase", "early_exit")}
+
+
+def read_early_exit(text: str | None) -> EarlyExit | None:
+    """The early exit of a command line: a method, or its fields as a JSON object.
+
+    Raises:
+        BudgetError: for anything else.
+    """
+    if text is None or not text.lstrip().startswith("{"):
+        return EarlyExit.of(text)
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise BudgetError(
+            f"early_exit={text!r} is not JSON ({str(error).splitlines()[0]}): expected a method, or an object such as "
+            '{"method": "confidence", "threshold": 0.9}; correct it'
+        ) from None
+    return EarlyExit.of(value)
+
+
+def own_limits(fields: Mapping[str, object], given: Mapping[str, object]) -> dict[str, object]:
+    """The limits of one line of a file: its own ``fields`` in place of those ``given`` for all lines. An effort, budget or
+    target of the line replaces all three and the target's tolerance; a target also replaces the minimum."""
+    own = {name: fields[name] for name in LIMITS if name in fields}
+    kept = dict(given)
+    if own.keys() & {"effort", "thinking_budget", "thinking_target"}:
+        dropped = set(LIMITS) if own.get("thinking_target") is not None else {*LIMITS} - {LIMITS[-1]}
+        kept = {name: value for name, value in kept.items() if name not in dropped}
+    return kept | own
 
 
 def make_request(
-    prompt: object, effort: object, thinking_budget: object, settings: Settings, *, has_predictor: bool
+    prompt: object, limits: Mapping[str, object], settings: Settings, *, has_predictor: bool
 ) -> Request:
-    """A checked request.
+    """A checked request under the ``limits`` that are named in :data:`LIMITS`.
 
     Raises:
-        BudgetctlError: when the prompt is no text, or the limit is impossible.
+        BudgetctlError: when the prompt is no text, or a limit is impossible.
     """
     if not isinstance(prompt, str) or not prompt.strip():
         raise BudgetctlError(f"the prompt is {_shown(prompt)}: expected text; give the question")
@@ -61,19 +128,21 @@ def make_request(
         prompt.encode()
     except UnicodeEncodeError:
         raise BudgetctlError("the prompt is no valid Unicode: expected text; give it as UTF-8") from None
-    budget = ThinkingBudget.parse(effort, thinking_budget)  # type: ignore[arg-type]
-    minimum = settings.min_thinking_tokens or 0
-    if budget.cap is not None and minimum > budget.cap:
-        raise BudgetError(
-            f"min_thinking_tokens={minimum} is more than the thinking budget of {budget.cap}: "
-            "expected a minimum inside the budget; lower one or raise the other"
-        )
+    effort, cap, target, tolerance, minimum = (limits.get(name) for name in LIMITS)
+    budget = ThinkingBudget.parse(effort, cap)  # type: ignore[arg-type]
+    # Each in a row of its own: a list as a value is no number.
+    row: dict[str, Any] = {name: [limits.get(name)] for name in LIMITS}
+    RowLimits.build(
+        **row,
+        max_new_tokens=settings.max_new_tokens,
+        answer_reserve=settings.answer_reserve,
+    )
     if budget.effort.needs_prediction and not has_predictor:
         raise BudgetError(
             f"effort={budget.effort.name!r} is a fraction of the predicted length and this model comes without a "
             "length predictor: expected one; pass --predictor, or a thinking budget in tokens instead"
         )
-    return Request(prompt, budget)
+    return Request(prompt, budget, minimum, target, tolerance)  # type: ignore[arg-type]
 
 
 def _shown(prompt: object) -> str:

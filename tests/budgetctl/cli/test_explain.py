@@ -143,6 +143,19 @@ def test_why(close: str, changed: dict[str, Any], said: str) -> None:
     assert said in explanation(steps, close).why
 
 
+def test_what_was_asked_for(run: Run) -> None:
+    target = ("--thinking-target", "9", "--target-tolerance", "2", "--max-extensions", "2")
+    told = json.loads(run("explain", "x", *target, "--json").stdout)
+    assert told["limit"] == "a target of 9 ± 2 tokens, at most 2 times extended"
+    assert 7 <= told["result"]["thinking_tokens"] <= 11
+    rule = '{"threshold": 1e-9, "every": 3, "answer_prompt": "A:", "probe_tokens": 2}'
+    told = json.loads(run("explain", "x", "--early-exit", rule, "--seed", "1", "--json").stdout)
+    assert told["limit"] == "early exit by confidence"
+    assert "tokens left: they showed that the answer was there; the close had a probability" in told["why"]
+    assert (told["result"]["close"], told["result"]["thinking_tokens"]) == ("early", 3)
+    assert [s["forced"] for s in told["steps"] if s["closes"]] == [True]
+
+
 def test_why_not_closed() -> None:
     assert (
         "not closed: the generation ended after 2 new tokens" in explanation([step(0), step(1)], "none").why

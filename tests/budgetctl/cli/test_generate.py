@@ -163,8 +163,12 @@ def test_bad_lines_are_named_and_the_others_answered(run: Run, tmp_path: Path) -
         14: (b'{"prompt": "x", "effort": 0.5}', "length predictor"),
         15: (b"[" * 100_000, "not JSON"),
         16: (b'{"prompt": "x", "effort": NaN}', "out of range"),
+        17: (b'{"prompt": "x", "thinking_target": 9, "effort": "low"}', "contradicts effort='low'"),
+        18: (b'{"prompt": "x", "thinking_target": [9]}', "not a whole number"),
+        19: (b'{"prompt": "x", "target_tolerance": 9}', "without a target"),
+        20: (b'{"prompt": "x", "thinking_budget": 2, "min_thinking_tokens": 3}', "inside the budget"),
     }
-    lines = [bad[n][0] if n in bad else good if n in (1, 4) else b"" for n in range(1, 17)]
+    lines = [bad[n][0] if n in bad else good if n in (1, 4) else b"" for n in range(1, 21)]
     path.write_bytes(b"\xef\xbb\xbf" + b"\r\n".join(lines))
     result = run("generate", "--batch-file", path, "--json")
     assert result.exit_code == 2
@@ -204,6 +208,24 @@ def test_a_file_of_bad_lines_loads_no_model(run: Run, tmp_path: Path) -> None:
         (["x", "--min-thinking-tokens", "9", "--thinking-budget", "5"], "min_thinking_tokens=9"),
         (["x", "--max-new-tokens", "0"], "--max-new-tokens"),
         (["x", "--guidance-strength", "-1"], "guidance_strength=-1.0"),
+        (["x", "--guided-steps", "all"], "unknown guided_steps 'all'"),
+        (["x", "--thinking-target", "0"], "thinking_target=0 is no thought"),
+        (["x", "--thinking-target", "few"], "'few' is no whole number"),
+        (["x", "--thinking-target", "9", "--effort", "none"], "contradicts effort='none'"),
+        (["x", "--thinking-target", "9", "--thinking-budget", "9"], "contradicts thinking_budget=9"),
+        (["x", "--thinking-target", "9", "--min-thinking-tokens", "3"], "contradicts min_thinking_tokens=3"),
+        (["x", "--target-tolerance", "3"], "target_tolerance=3 without a target"),
+        (["x", "--thinking-target", "9", "--target-tolerance", "-1"], "target_tolerance=-1 is negative"),
+        (["x", "--max-extensions", "0"], "max_extensions=0: expected a whole number >= 1"),
+        (["x", "--max-extensions", "1.5"], "'1.5' is no whole number: expected a number of times"),
+        (["x", "--extension-phrase", "Hm"], "extension_phrase='Hm' is never written"),
+        (["x", "--max-extensions", "1", "--extension-phrase", ""], "the extension phrase has no tokens"),
+        (["x", "--transition-phrase", " "], "transition_phrase=' ' is empty"),
+        (["x", "--early-exit", "yes"], "early_exit method 'yes'"),
+        (["x", "--early-exit", '{"method": "agreement"'], "is not JSON"),
+        (["x", "--early-exit", '{"threshold": NaN}'], "threshold=nan"),
+        (["x", "--early-exit", '{"window": 2}'], "window only for 'agreement'"),
+        (["x", "--early-exit", '{"treshold": 1}'], "no field 'treshold'"),
         (["x", "--temperature", "nan"], "temperature=nan"),
         (["x", "--device", "nonsense"], "device 'nonsense'"),
         (["x", "--predictor", "./missing"], "no length predictor at ./missing"),

@@ -33,8 +33,9 @@ def test_a_terminal_shows_the_count_while_it_thinks(
     console = Console(file=io.StringIO(), force_terminal=True, width=100)
     monkeypatch.setattr(stream, "out", lambda: console)
     loaded = open_model(model_dir, open_predictor(model_dir, predictor_dir), choose_device("cpu"))
-    settings = Settings(min_thinking_tokens=8)
-    request = make_request("x", None, 9, settings, has_predictor=True)
+    settings = Settings()
+    limits = {"thinking_budget": 9, "min_thinking_tokens": 8}
+    request = make_request("x", limits, settings, has_predictor=True)
     told: list[tuple[int, int | None, float | None]] = []
     tell = stream.LiveView.tell
 
