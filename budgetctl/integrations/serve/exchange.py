@@ -13,6 +13,7 @@ from budgetctl.errors import BudgetError
 from budgetctl.integrations.serve.engine import Engine, Sampling
 from budgetctl.integrations.serve.schema import ChatRequest, RequestError
 from budgetctl.integrations.serve.splitter import ThoughtSplitter, ThoughtText
+from budgetctl.integrations.serve.stop import StopCutter
 
 #: New tokens of a request that sets no limit, where the model's generation config sets none either.
 NEW_TOKENS = 4096
@@ -57,6 +58,7 @@ class Exchange:
         self.created = int(time.time())
         self._name = ""
         self._tokens: list[int] = []
+        self._stop = StopCutter(asked.stop or ())
 
     async def answer(self) -> dict[str, Any]:
         """The whole reply, a ``chat.completion``."""
@@ -90,15 +92,27 @@ class Exchange:
 
     async def _texts(self, *, streaming: bool) -> AsyncGenerator[list[tuple[bool, str]], None]:
         splitter = ThoughtSplitter(self.engine.delimiters, self.prompt_ids)
-        text = ThoughtText(self.engine.backend)
+        text, stop = ThoughtText(self.engine.backend), self._stop
         outputs = self.engine.generate(
-            self.prompt_ids, self.new_tokens, self.sampling, self.knobs, streaming=streaming
+            self.prompt_ids,
+            self.new_tokens,
+            self.sampling,
+            self.knobs,
+            streaming=streaming or bool(self.asked.stop),
         )
         try:
             async for self._name, tokens, over in outputs:
-                new, self._tokens = tokens[len(self._tokens) :], tokens
-                pieces = [piece for token in new for piece in splitter.push(token)]
-                yield text.read([*pieces, *(splitter.finish() if over else [])])
+                shown = []
+                for count in range(len(self._tokens), len(tokens)):
+                    shown += stop.read(text.read(splitter.push(tokens[count])))
+                    if stop.found:
+                        break
+                self._tokens = tokens[: count + 1] if stop.found else tokens
+                if over:
+                    shown += stop.read(text.read(splitter.finish()), over=True)
+                yield shown
+                if stop.found:  # what is still being generated is cancelled
+                    break
         except BudgetError as error:
             message = str(error)
             field = self.asked.field_of(message)
@@ -120,6 +134,8 @@ class Exchange:
         return usage, report.as_dict()
 
     def _reason(self) -> str:
+        if self._stop.found:
+            return "stop"
         return "stop" if self._tokens and self._tokens[-1] in self.engine.delimiters.eos_ids else "length"
 
     def _head(self, kind: str) -> dict[str, Any]:

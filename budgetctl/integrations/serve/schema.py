@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 #: Fields that set a knob, in the order in which a message about them is looked for; the first name is budgetctl's.
 KNOB_FIELDS: dict[str, tuple[str, ...]] = {
@@ -15,6 +15,10 @@ KNOB_FIELDS: dict[str, tuple[str, ...]] = {
     "thinking_budget": ("thinking_budget", "thinking_token_budget"),
     "effort": ("effort", "reasoning_effort"),
 }
+
+
+#: Stop sequences of one request, as in OpenAI's interface.
+MOST_STOPS = 4
 
 
 class RequestError(Exception):
@@ -71,6 +75,7 @@ class ChatRequest(BaseModel):
     temperature: Annotated[float | None, Field(strict=True, ge=0, le=10)] = None
     top_p: Annotated[float | None, Field(strict=True, gt=0, le=1)] = None
     top_k: Annotated[int | None, Field(strict=True, ge=-1)] = None
+    stop: list[str] | None = None
     stream: Annotated[bool | None, Field(strict=True)] = None
     stream_options: StreamOptions | None = None
     chat_template_kwargs: dict[str, Any] | None = None
@@ -88,6 +93,19 @@ class ChatRequest(BaseModel):
     presence_penalty: Annotated[float | None, Field(ge=0, le=0)] = None
     user: str | None = None
     metadata: dict[str, Any] | None = None
+
+    @field_validator("stop", mode="before")
+    @classmethod
+    def check_stop(cls, value: object) -> object:
+        """A single text is a list of one."""
+        texts = [value] if isinstance(value, str) else value
+        if texts is not None and not (
+            isinstance(texts, list)
+            and len(texts) <= MOST_STOPS
+            and all(isinstance(text, str) and text for text in texts)
+        ):
+            raise ValueError(f"expected a text, or a list of up to {MOST_STOPS}, none of them empty")
+        return texts
 
     @property
     def new_tokens(self) -> int | None:

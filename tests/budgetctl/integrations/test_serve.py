@@ -25,7 +25,8 @@ from transformers.generation.configuration_utils import ContinuousBatchingConfig
 from budgetctl.errors import BudgetctlError, BudgetError
 from budgetctl.integrations.serve.app import build_app, unless_gone
 from budgetctl.integrations.serve.engine import Engine, EngineDownError, Sampling
-from budgetctl.integrations.serve.schema import RequestError
+from budgetctl.integrations.serve.exchange import Exchange
+from budgetctl.integrations.serve.schema import RequestError, read_request
 from budgetctl.integrations.serve.splitter import ThoughtSplitter, ThoughtText
 from budgetctl.integrations.transformers import Installation, install
 from budgetctl.reasoner.load import PREDICTOR, load_reasoner
@@ -214,6 +215,58 @@ def test_the_limit_of_new_tokens(client: openai.OpenAI, plain: Installation) -> 
     assert reply.choices[0].message.reasoning_content == wanted.thought
 
 
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("stop", [":", ["never", "9", "swer: "], ["+", "-"], "nothing"])
+def test_stop_cuts_the_answer_and_not_the_thought(
+    client: openai.OpenAI, plain: Installation, stop: Any, stream: bool
+) -> None:
+    """The question's thought holds 9, + and -, and its answer is "Answer: 9"."""
+    wanted = expected(plain, QUESTIONS[1], {})
+    sequences = [stop] if isinstance(stop, str) else stop
+    ends = [at for text in sequences if (at := wanted.answer.find(text)) >= 0]
+    content = wanted.answer[: min(ends, default=None)].rstrip()
+    reply = ask(
+        client, 7, stop=stop, stream=stream, **({"stream_options": {"include_usage": True}} if stream else {})
+    )
+    if stream:
+        chunks = list(reply)
+        deltas = [chunk.choices[0].delta for chunk in chunks if chunk.choices]
+        thought = "".join(getattr(delta, "reasoning_content", None) or "" for delta in deltas)
+        answer = "".join(delta.content or "" for delta in deltas)
+        reasons = [chunk.choices[0].finish_reason for chunk in chunks if chunk.choices]
+        assert set(reasons[:-1]) == {None}
+        reason, usage, account = reasons[-1], chunks[-1].usage, chunks[-2].budgetctl
+    else:
+        message = reply.choices[0].message
+        thought, answer, reason = message.reasoning_content, message.content, reply.choices[0].finish_reason
+        usage, account = reply.usage, reply.budgetctl
+    assert (thought, answer, reason) == (wanted.thought, content, "stop")
+    assert (usage.completion_tokens < wanted.completion_tokens) == bool(ends)
+    assert usage.completion_tokens_details.reasoning_tokens == wanted.report["thinking_tokens"]
+    assert (account["close"], account["thinking_tokens"]) == (
+        wanted.report["close"],
+        wanted.report["thinking_tokens"],
+    )
+
+
+def test_stop_cancels_what_is_still_generated() -> None:
+    async def answer(engine: Engine) -> tuple[dict[str, Any], list[str]]:
+        cancelled: list[str] = []
+        cancel = engine._manager.cancel_request
+        engine._manager.cancel_request = lambda name: (cancelled.append(name), cancel(name))
+        body = {"messages": [{"role": "user", "content": QUESTIONS[0]}], "temperature": 0, "stop": "A"}
+        return await Exchange(engine, read_request(body)).answer(), cancelled
+
+    engine = new_engine()
+    engine.start()
+    try:
+        reply, cancelled = asyncio.run(answer(engine))
+    finally:
+        engine.stop()
+    assert reply["choices"][0]["message"]["content"] == ""
+    assert [f"chatcmpl-{name}" for name in cancelled] == [reply["id"]]
+
+
 def test_messages_of_parts_and_earlier_turns(client: openai.OpenAI, plain: Installation) -> None:
     parts = [{"type": "text", "text": QUESTIONS[1][:10]}, {"type": "text", "text": QUESTIONS[1][10:]}]
     reply = client.chat.completions.create(
@@ -269,6 +322,12 @@ def test_template_arguments(client: openai.OpenAI) -> None:
         ({"max_tokens": 0}, "max_tokens", "max_tokens=0"),
         ({"max_tokens": 5000}, "max_tokens", "context of 1024"),
         ({"n": 2}, "n", "n=2"),
+        ({"stop": ""}, "stop", "expected a text, or a list of up to 4"),
+        ({"stop": ["a", 5]}, "stop", "none of them empty"),
+        ({"stop": ["a", "b", "c", "d", "e"]}, "stop", "a list of up to 4"),
+        ({"seed": 3}, "seed", "unknown or not supported"),
+        ({"tools": []}, "tools", "unknown or not supported"),
+        ({"logprobs": True}, "logprobs", "logprobs=True"),
         ({"messages": []}, "messages", "messages"),
         ({"messages": [{"content": "?"}]}, "messages", "messages.0.role is missing"),
         ({"messages": [{"role": "user", "content": "x " * 3000}]}, "messages", "context of 1024"),
