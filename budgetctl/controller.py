@@ -26,7 +26,8 @@ from budgetctl.forecast import LengthForecast, Outlook
 from budgetctl.leak_guard import guard_answer
 from budgetctl.ledger import CloseLog, PredictionTable
 from budgetctl.limits import RowLimits, repeat_to
-from budgetctl.prefix_hash import hash_prefix, hash_prefixes, mix
+from budgetctl.prefix_hash import hash_of, hash_prefixes, mix
+from budgetctl.prefix_reader import PrefixReader, Reading
 from budgetctl.raw_logits import RawLogits
 from budgetctl.state import ThinkingState, thinking_state
 from budgetctl.steering import Steering
@@ -116,6 +117,7 @@ class BudgetController(LogitsProcessor):
         self.raw: RawLogits | None = None
         #: What the latest call returned, for a processor further down that finds every token banned.
         self.latest: torch.Tensor | None = None
+        self._reader = PrefixReader(delimiters)
         self.predictions = PredictionTable()
         self.close_log = CloseLog()
 
@@ -145,11 +147,14 @@ class BudgetController(LogitsProcessor):
         minimum = repeat_to(self.limits.minimum, rows, device)
         room = repeat_to(self.limits.room, rows, device)
         temperature = self._temperature(rows, device)
-        state = thinking_state(input_ids, self.delimiters, prompt_length=self.prompt_length)
+        spans = self.boundaries.spans if self.boundaries is not None else None
+        reading = self._reader.read(input_ids, self.prompt_length, spans)
+        state = reading.state
         outlook = None
         if self.forecast is not None:
-            outlook = self.forecast.outlook(scores if self.raw is None else self.raw.take(scores))
-        caps, limited = self._limits(input_ids, scores, state, outlook, minimum)
+            raw = scores if self.raw is None else self.raw.take(scores)
+            outlook = self.forecast.outlook(raw, own_logits=self.raw is not None)
+        caps, limited = self._limits(reading, scores, outlook, minimum)
         left = tokens_left(state.used, caps, state.generated, room)
         active = state.thinking & limited
 
@@ -164,10 +169,18 @@ class BudgetController(LogitsProcessor):
 
         steered, state_fit = scores, None
         if outlook is not None:
-            fit = self.steering.fit(scores, state, outlook, left, minimum, temperature)
-            state_fit = fit.state
-            where = active & self.steering.guided(input_ids, state, self.boundaries)
-            steered = self.steering.guide(scores, fit, closing_ids, where, temperature)
+            steered, state_fit = self.steering(
+                input_ids,
+                scores,
+                state,
+                outlook,
+                active=active,
+                left=left,
+                minimum=minimum,
+                closing_ids=closing_ids,
+                boundaries=self.boundaries,
+                temperature=temperature,
+            )
         eos_ids = tuple(token for token in self.delimiters.eos_ids if token < scores.shape[1])
         extended = torch.zeros_like(active)
         if self.extension is not None:
@@ -180,9 +193,8 @@ class BudgetController(LogitsProcessor):
         steered = ban_tokens(steered, *_columns(eos_ids, too_short))
         window = closing_window(caps, room) if self.boundaries is not None else torch.zeros_like(caps)
         early = active & ~too_short & ~extended & self._ends_early(input_ids, state, state_fit, left, window)
-        spans = self.boundaries.spans if self.boundaries is not None else None
         if spans is not None:
-            inside = spans.inside_fence(input_ids, state.thought_start) & active
+            inside = (reading.fence_marks % 2 == 1) & active
             steered = steered.masked_fill(spans.forbidden(active & ~spent, inside, left), -torch.inf)
             early = early & ~inside
             steered = force_tokens(steered, *spans.fence_steps(input_ids, inside & ~spent, left))
@@ -197,7 +209,7 @@ class BudgetController(LogitsProcessor):
             result, input_ids, state, self.delimiters, limited, left, window, state.generated >= room
         )
         self._record(
-            input_ids,
+            hash_of(reading.total, input_ids.shape[1]),
             scores,
             steered,
             closing_ids,
@@ -218,14 +230,13 @@ class BudgetController(LogitsProcessor):
 
     def _limits(
         self,
-        input_ids: torch.Tensor,
+        reading: Reading,
         scores: torch.Tensor,
-        state: ThinkingState,
         outlook: Outlook | None,
         minimum: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Thinking budget in tokens and whether the row has any limit, [B] each."""
-        rows, device = scores.shape[0], scores.device
+        rows, device, state = scores.shape[0], scores.device, reading.state
         caps, fractions = self.budgets.expanded(rows, device)
         limited = self.budgets.limited(rows, device) | repeat_to(self.limits.reserved, rows, device)
         if self.extension is not None or self.early_exit is not None:
@@ -233,7 +244,7 @@ class BudgetController(LogitsProcessor):
         if outlook is None or self.forecast is None:
             return caps, limited
         natural = self.forecast.natural_length(outlook)
-        key = hash_prefix(input_ids, state.thought_start)
+        key = reading.start_key
         # Constant logits are no forecast: some decoding modes call processors with a placeholder.
         real = scores.amax(1) > scores.amin(1)
         self.predictions.store(key, natural, state.at_start & real)
@@ -290,7 +301,7 @@ class BudgetController(LogitsProcessor):
 
     def _record(
         self,
-        input_ids: torch.Tensor,
+        keys: torch.Tensor,
         before: torch.Tensor,
         after: torch.Tensor,
         closing_ids: torch.Tensor,
@@ -299,12 +310,11 @@ class BudgetController(LogitsProcessor):
         temperature: float | torch.Tensor,
         exits: torch.Tensor | None,
     ) -> None:
-        """Note how likely the close was, for the report."""
+        """Note under ``keys`` [B] how likely the close was, for the report."""
         wanted = probability_of(before, closing_ids, temperature)
         allowed = probability_of(after, closing_ids, temperature)
         preferred = (before.argmax(1, keepdim=True) == closing_ids).any(1)
-        keys = hash_prefix(input_ids, torch.full_like(forced, input_ids.shape[1], dtype=torch.int64))
-        keys = keys ^ self._request_salt(input_ids.shape[0], input_ids.device)
+        keys = keys ^ self._request_salt(before.shape[0], before.device)
         early = () if exits is None else (exits,)
         self.close_log.record(torch.where(rows, keys, 0), wanted, allowed, preferred, forced, *early)
 

@@ -15,13 +15,23 @@ def mix(values: torch.Tensor) -> torch.Tensor:
     return values ^ ((values >> 31) & (2**33 - 1))
 
 
+def prefix_totals(input_ids: torch.Tensor, first: int = 0) -> torch.Tensor:
+    """Running totals [B, T] int64 of the tokens [B, T], which stand at the columns from ``first`` on; the hash of a
+    prefix is a function of its total and its length, so that it can be carried on token by token."""
+    columns = torch.arange(first + 1, first + 1 + input_ids.shape[1], device=input_ids.device)
+    return mix(mix(columns)[None, :] ^ input_ids).cumsum(1)
+
+
+def hash_of(totals: torch.Tensor, lengths: torch.Tensor | int) -> torch.Tensor:
+    """The hash of prefixes by total and length (shapes that broadcast); never 0."""
+    hashed = mix(totals ^ lengths)
+    return torch.where(hashed == 0, 1, hashed)
+
+
 def hash_prefixes(input_ids: torch.Tensor) -> torch.Tensor:
     """Hashes of all prefixes of each row: [B, T + 1] int64 for ids [B, T]; column n is the prefix of n tokens."""
     columns = torch.arange(input_ids.shape[1] + 1, device=input_ids.device)
-    terms = mix(mix(columns[1:])[None, :] ^ input_ids)
-    totals = torch.nn.functional.pad(terms.cumsum(1), (1, 0))
-    hashed = mix(totals ^ columns)
-    return torch.where(hashed == 0, 1, hashed)
+    return hash_of(torch.nn.functional.pad(prefix_totals(input_ids), (1, 0)), columns)
 
 
 def hash_prefix(input_ids: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:

@@ -48,11 +48,11 @@ class Spans:
         missing = None if self.missing is None else self.missing.to(device)
         return Spans(self.fence.to(device), self.fence_end, missing)
 
-    def inside_fence(self, input_ids: torch.Tensor, thought_start: torch.Tensor) -> torch.Tensor:
-        """[B] bool: a code fence of the thought is open at the end of rows [B, T]."""
+    def fence_marks(self, input_ids: torch.Tensor, thought_start: torch.Tensor) -> torch.Tensor:
+        """[B] int64 tokens of rows [B, T] from ``thought_start`` [B] on that open or close a code fence: an odd number
+        leaves one open."""
         columns = torch.arange(input_ids.shape[1], device=input_ids.device)
-        marks = self.fence[input_ids] & (columns >= thought_start[:, None])
-        return marks.sum(1) % 2 == 1
+        return (self.fence[input_ids] & (columns >= thought_start[:, None])).sum(1)
 
     def fence_steps(
         self, input_ids: torch.Tensor, inside: torch.Tensor, left: torch.Tensor

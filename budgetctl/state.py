@@ -140,8 +140,8 @@ def thinking_state(
         at_start=thinking & (used == 0),
         closed=closed,
         finished=finished,
-        close_progress=_progress(ids, delimiters.forced_end_ids, thought_start, thinking),
-        open_progress=_progress(ids, delimiters.open_ids, start, ~thinking_to_the_end & ~finished),
+        close_progress=marker_progress(ids, delimiters.forced_end_ids, thought_start, thinking),
+        open_progress=marker_progress(ids, delimiters.open_ids, start, ~thinking_to_the_end & ~finished),
         thought_start=thought_start,
         generated=generated,
         answer_tokens=torch.where(closed, end - 1 - last_close, 0),
@@ -259,7 +259,7 @@ def _blank_length(
     return length
 
 
-def _progress(ids: Tensor, marker: Tokens, begin: Tensor, rows: Tensor) -> Tensor:
+def marker_progress(ids: Tensor, marker: Tokens, begin: Tensor, rows: Tensor) -> Tensor:
     """[B] length of the longest proper beginning of ``marker`` that ends the row, from column ``begin`` on.
 
     It never reaches back over a marker of the other kind, since the two cannot overlap.

@@ -1,0 +1,178 @@
+"""Reads the rows of a generation token by token: what depends on the whole prefix, at a cost that does not grow with it.
+
+Everything here is a function of the rows alone. What is kept is the reading of the step before and a copy of its rows;
+it is gone on with only where these rows are the new ones but for their last token, and where that token is plain
+(begins nothing and ends nothing). In all other cases the rows are read anew.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+
+import torch
+
+from budgetctl.delimiters import ThinkingDelimiters
+from budgetctl.prefix_hash import hash_of, prefix_totals
+from budgetctl.protect import Spans
+from budgetctl.state import ThinkingState, marker_progress, thinking_state
+
+#: Rows that have changed places are told apart by this many last tokens, and then compared in full.
+TOLD_APART = 16
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What rows [B, T] say; tensors [B].
+
+    Args:
+        state: where each row stands in its thought.
+        total: int64, running total of the row's hash (``prefix_totals``).
+        start_key: int64, hash of the prefix before the first thinking token.
+        fence_marks: int64, tokens since then that open or close a code fence; zeros without ``spans``.
+    """
+
+    state: ThinkingState
+    total: torch.Tensor
+    start_key: torch.Tensor
+    fence_marks: torch.Tensor
+
+    def rows(self, index: torch.Tensor) -> Reading:
+        """The reading of the rows ``index`` [B] int64."""
+        state = ThinkingState(**{f.name: getattr(self.state, f.name)[index] for f in fields(ThinkingState)})
+        return Reading(state, self.total[index], self.start_key[index], self.fence_marks[index])
+
+
+def read_rows(
+    input_ids: torch.Tensor,
+    delimiters: ThinkingDelimiters,
+    prompt_length: int | torch.Tensor | None,
+    spans: Spans | None,
+) -> Reading:
+    """The reading of rows [B, T] int64, from all their tokens."""
+    state = thinking_state(input_ids, delimiters, prompt_length=prompt_length)
+    totals = torch.nn.functional.pad(prefix_totals(input_ids), (1, 0))
+    start = totals.gather(1, state.thought_start[:, None]).squeeze(1)
+    marks = torch.zeros_like(state.used)
+    if spans is not None:
+        marks = spans.fence_marks(input_ids, state.thought_start)
+    return Reading(state, totals[:, -1], hash_of(start, state.thought_start), marks)
+
+
+class PrefixReader:
+    """Readings of the growing rows of one generation.
+
+    On the CPU a step costs the same at any length but for one comparison of token ids. On other devices that
+    comparison would stop the host until the device has caught up, so all is read at each step.
+
+    Args:
+        delimiters: the markers.
+    """
+
+    def __init__(self, delimiters: ThinkingDelimiters) -> None:
+        self._delimiters = delimiters
+        markers = (*delimiters.all_opens, *delimiters.all_ends)
+        self._lasts = torch.tensor(sorted({marker[-1] for marker in markers} | set(delimiters.eos_ids)))
+        self._tail = max(map(len, (*markers, delimiters.forced_end_ids)))
+        self._prompt: int | torch.Tensor | None = None
+        self._known: Reading | None = None
+        self._rows = torch.zeros(0, 0, dtype=torch.int64)
+        self._width = 0
+
+    def read(
+        self, input_ids: torch.Tensor, prompt_length: int | torch.Tensor | None, spans: Spans | None
+    ) -> Reading:
+        """The reading of rows [B, T] int64; the arguments are those of :func:`read_rows`, ``spans`` a constant."""
+        if input_ids.device.type != "cpu" or prompt_length is None:
+            return read_rows(input_ids, self._delimiters, prompt_length, spans)
+        if self._again(input_ids, prompt_length):
+            assert self._known is not None
+            return self._known
+        known = self._before(input_ids, prompt_length)
+        if known is not None and self._plain(input_ids, known.state):
+            reading = self._next(input_ids, known, spans)
+        else:
+            reading = read_rows(input_ids, self._delimiters, prompt_length, spans)
+        self._keep(input_ids, prompt_length, reading, grown=known is not None)
+        return reading
+
+    def _again(self, input_ids: torch.Tensor, prompt_length: int | torch.Tensor) -> bool:
+        """Whether these are the rows of the step before, asked for once more."""
+        return (
+            self._known is not None
+            and input_ids.shape == (len(self._rows), self._width)
+            and _same(prompt_length, self._prompt)
+            and torch.equal(input_ids, self._rows[:, : self._width])
+        )
+
+    def _before(self, input_ids: torch.Tensor, prompt_length: int | torch.Tensor) -> Reading | None:
+        """The reading of the rows without their last token, where it is known."""
+        rows, width = input_ids.shape
+        if (
+            self._known is None
+            or width != self._width + 1
+            or rows != len(self._rows)
+            or not _same(prompt_length, self._prompt)
+        ):
+            return None
+        before, kept = input_ids[:, :-1], self._rows[:, : self._width]
+        if torch.equal(before, kept):
+            return self._known
+        last = slice(max(self._width - TOLD_APART, 0), self._width)
+        alike = (before[:, None, last] == kept[None, :, last]).all(2)
+        index = alike.to(torch.int8).argmax(1)
+        if isinstance(prompt_length, torch.Tensor) or not torch.equal(before, kept[index]):
+            return None
+        self._rows = self._rows[index]
+        return self._known.rows(index)
+
+    def _plain(self, input_ids: torch.Tensor, state: ThinkingState) -> bool:
+        """Whether the last tokens change no state but counts."""
+        width = input_ids.shape[1]
+        ends_marker = (input_ids[:, -1:] == self._lasts).any(1)
+        # Near the start a marker may reach back before the turn, and a lead after the first marker be completed.
+        length = torch.where(state.started, width - state.thought_start, state.generated + 1)
+        near = length <= max(len(self._delimiters.lead_ids), self._tail)
+        return not bool(((ends_marker | near) & ~state.finished).any())
+
+    def _next(self, input_ids: torch.Tensor, known: Reading, spans: Spans | None) -> Reading:
+        """The reading one plain token later."""
+        before, width = known.state, input_ids.shape[1]
+        used = before.used + before.thinking
+        tail, zero = input_ids[:, -self._tail :], torch.zeros_like(used)
+        outside = ~before.thinking & ~before.finished
+        state = replace(
+            before,
+            used=used,
+            at_start=before.thinking & (used == 0),
+            close_progress=marker_progress(tail, self._delimiters.forced_end_ids, zero, before.thinking),
+            open_progress=marker_progress(tail, self._delimiters.open_ids, zero, outside),
+            thought_start=torch.where(before.started, before.thought_start, width),
+            generated=before.generated + 1,
+            answer_tokens=before.answer_tokens + (before.closed & ~before.finished),
+        )
+        total = known.total + prefix_totals(input_ids[:, -1:], width - 1)[:, 0]
+        marks = known.fence_marks
+        if spans is not None:
+            marks = marks + (spans.fence[input_ids[:, -1]] & before.started)
+        start_key = torch.where(before.started, known.start_key, hash_of(total, width))
+        return Reading(state, total, start_key, marks)
+
+    def _keep(
+        self, input_ids: torch.Tensor, prompt_length: int | torch.Tensor, reading: Reading, grown: bool
+    ) -> None:
+        """Remember the reading, and the rows as a copy of their own: the caller's may be written to again."""
+        rows, width = input_ids.shape
+        if grown and width <= self._rows.shape[1]:
+            self._rows[:, width - 1] = input_ids[:, -1]
+        else:
+            self._rows = input_ids.new_empty(rows, width + width // 2 + 64)
+            self._rows[:, :width] = input_ids
+        self._known, self._width = reading, width
+        # A tensor of prompt lengths may be written to as well.
+        self._prompt = prompt_length.clone() if isinstance(prompt_length, torch.Tensor) else prompt_length
+
+
+def _same(one: int | torch.Tensor, other: int | torch.Tensor | None) -> bool:
+    if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
+        return torch.equal(one, other)
+    return isinstance(one, int) and isinstance(other, int) and one == other
