@@ -21,3 +21,7 @@ class PredictorError(BudgetctlError):
 
 class InputFileError(BudgetctlError):
     """A file given by the user (prompts, traces) cannot be read; the message names the line."""
+
+
+class KernelError(BudgetctlError):
+    """A kernel was called with tensors of another shape, dtype or device than it takes."""

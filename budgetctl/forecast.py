@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
+from budgetctl.kernels.gamma_guidance import gamma_guidance
+from budgetctl.predictors.folded import FoldedFeatures
 from budgetctl.predictors.gamma import GammaLengthPredictor
 from budgetctl.predictors.hidden_state import LogitsHiddenState
 
@@ -17,9 +19,9 @@ NATURAL_COVERAGE = 0.8
 
 @dataclass(frozen=True)
 class Outlook:
-    """What is known at one step: ``hidden`` [B, d], Gamma parameters of the state [B] each."""
+    """What is known at one step: ``features`` [B, n] that the head works on, Gamma parameters of the state [B] each."""
 
-    hidden: torch.Tensor
+    features: torch.Tensor
     concentration: torch.Tensor
     rate: torch.Tensor
 
@@ -52,14 +54,14 @@ class LengthForecast:
         self.guidance_strength = guidance_strength
         self.natural_level = natural_level
         self.dtype = dtype
-        with torch.no_grad():
-            self.table = self.predictor.candidate_table(output_embedding.detach().to(dtype))
+        self.features = FoldedFeatures(source, *self.predictor.input_map(), dtype)
+        self.head = self.predictor.guidance_head(output_embedding.detach().to(dtype))
 
     @torch.no_grad()
-    def outlook(self, scores: torch.Tensor) -> Outlook:
-        """State-level parameters for logits [B, V]."""
-        hidden = self.source(scores).to(self.dtype)
-        return Outlook(hidden, *self.predictor.state_parameters(hidden))
+    def outlook(self, scores: torch.Tensor, own_logits: bool = False) -> Outlook:
+        """State-level parameters for logits [B, V]; ``own_logits`` says that they are as the model put them out."""
+        features = self.features(scores, own_logits)
+        return Outlook(features, *self.head.state_parameters(features))
 
     @torch.no_grad()
     def natural_length(self, outlook: Outlook) -> torch.Tensor:
@@ -78,10 +80,23 @@ class LengthForecast:
             ``(candidate_fit, state_fit)``: [B, k] given each next token of ``candidate_ids`` [B, k], and [B] of the
             state alone.
         """
-        concentration, rate = self.predictor.candidate_parameters(outlook.hidden, self.table[candidate_ids])
-        fit = self.predictor.fit_log_prob(
-            torch.cat([outlook.concentration[:, None], concentration], 1),
-            torch.cat([outlook.rate[:, None], rate], 1),
-            left[:, None],
-        )
+        concentration, rate = self.head.parameters(outlook.features, candidate_ids)
+        fit = self.predictor.fit_log_prob(concentration, rate, left[:, None])
         return fit[:, 1:], fit[:, 0]
+
+    @torch.no_grad()
+    def guide(
+        self,
+        scores: torch.Tensor,
+        outlook: Outlook,
+        candidate_scores: torch.Tensor,
+        candidate_ids: torch.Tensor,
+        rows: torch.Tensor,
+        *,
+        interval: bool,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Guided logits [B, V] (a new tensor) and the state's log P(fit) [B]; arguments as
+        :func:`~budgetctl.kernels.gamma_guidance.gamma_guidance` describes them."""
+        return gamma_guidance(
+            scores, outlook.features, self.head, candidate_scores, candidate_ids, rows, interval=interval
+        )

@@ -4,30 +4,20 @@ from __future__ import annotations
 
 import math
 from numbers import Real
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
 from budgetctl.closing import Boundaries
 from budgetctl.errors import BudgetError
 from budgetctl.forecast import LengthForecast, Outlook
-from budgetctl.guidance import guidance_push, interval_fit
+from budgetctl.kernels.row_state import Action, pack_rows
 from budgetctl.limits import RowLimits, repeat_to
 from budgetctl.state import ThinkingState
 
 #: Candidates for which the predictor's token term is evaluated; the others take the state's value.
 CANDIDATES = 64
 GUIDED_STEPS = ("every", "line", "first")
-
-
-class Fit(NamedTuple):
-    """Of one step: ``log_probs`` [B, k] and ``ids`` [B, k] of the likeliest tokens, ``candidates`` [B, k] and ``state``
-    [B], log probability that the thought ends in time after that token, and by the state alone."""
-
-    log_probs: torch.Tensor
-    ids: torch.Tensor
-    candidates: torch.Tensor
-    state: torch.Tensor
 
 
 class Steering:
@@ -63,39 +53,56 @@ class Steering:
         self.strength = float(strength)
         self.guided_steps = guided_steps
 
-    def fit(
+    def __call__(
         self,
+        input_ids: torch.Tensor,
         scores: torch.Tensor,
         state: ThinkingState,
         outlook: Outlook,
+        *,
+        active: torch.Tensor,
         left: torch.Tensor,
         minimum: torch.Tensor,
+        closing_ids: torch.Tensor,
+        boundaries: Boundaries | None,
         temperature: float | torch.Tensor,
-    ) -> Fit:
-        """How well each row [B] and its likeliest next tokens fit into the tokens ``left`` [B].
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Guided scores [B, V], and [B] log probability by the state alone that the thought ends in time.
+
+        Rows that are not steered at this step keep their scores, and so do the tokens that close the thought.
 
         Args:
+            input_ids: [B, T] prefixes.
             scores: [B, V] logits.
             state: of the rows.
             outlook: the forecast at this step.
+            active: [B] bool, rows in a thought that is limited; of the others nothing is computed.
             left: [B] int64 thinking tokens left.
             minimum: [B] int64, the lower end of a target.
+            closing_ids: [B, c] int64, tokens that close, or go on closing, the thought.
+            boundaries: line ends, for guidance by lines.
             temperature: a number or [B, 1].
         """
         assert self.forecast is not None
-        log_probs = (scores / temperature).log_softmax(1)
-        top, candidates = log_probs.topk(min(CANDIDATES, scores.shape[1]), dim=1)
-        fit, state_fit = (value.to(top.dtype) for value in self.forecast.fit(outlook, candidates, left))
+        action = active.to(torch.int8) * Action.EVALUATE
+        if self.strength > 0:
+            steered = active & self.guided(input_ids, state, boundaries)
+            action = torch.where(steered, int(Action.GUIDE), action)
+        lower = None
         if self.limits.has_target:
             missing = minimum - state.used  # content that a thought of the smallest size still needs
-            short = (
-                v.to(top.dtype) for v in self.forecast.fit(outlook, candidates, (missing - 1).clamp(min=0))
-            )
             aims = repeat_to(self.limits.target, scores.shape[0], scores.device) & (missing > 0)
-            fit, state_fit = (
-                interval_fit(high, low, aims) for high, low in zip((fit, state_fit), short, strict=True)
-            )
-        return Fit(top, candidates, fit, state_fit)
+            lower = torch.where(aims, missing - 1, -1)
+        rows = pack_rows(
+            action,
+            left,
+            closing_ids,
+            strength=self.strength,
+            temperature=temperature if isinstance(temperature, int | float) else temperature[:, 0],
+            lower=lower,
+        )
+        top, candidates = scores.topk(min(CANDIDATES, scores.shape[1]), dim=1)
+        return self.forecast.guide(scores, outlook, top, candidates, rows, interval=lower is not None)
 
     def guided(
         self, input_ids: torch.Tensor, state: ThinkingState, boundaries: Boundaries | None
@@ -106,22 +113,3 @@ class Steering:
         if self.guided_steps == "line" and boundaries is not None:
             return state.at_start | boundaries.line[input_ids[:, -1]]
         return torch.ones_like(state.thinking)
-
-    def guide(
-        self,
-        scores: torch.Tensor,
-        fit: Fit,
-        closing_ids: torch.Tensor,
-        where: torch.Tensor,
-        temperature: float | torch.Tensor,
-    ) -> torch.Tensor:
-        """Guided scores [B, V]; the rows outside ``where`` [B] keep theirs, and so do the tokens that close (or go on
-        closing) the thought, ``closing_ids`` [B, c]."""
-        if self.strength == 0:
-            return scores
-        push, tail = guidance_push(
-            fit.log_probs, fit.ids, fit.candidates, fit.state, closing_ids, self.strength
-        )
-        # The close keeps its logit wherever it stands in the ranking.
-        added = tail.expand_as(scores).scatter(1, fit.ids, push).scatter(1, closing_ids, 0.0)
-        return torch.where(where[:, None], scores + temperature * added, scores)

@@ -21,8 +21,8 @@ from budgetctl.evals.load import LoadedModel, load_model
 from budgetctl.evals.output import progress_bar, write_text
 from budgetctl.evals.published_predictor import PublishedPredictor
 from budgetctl.forecast import LengthForecast
-from budgetctl.guidance import guidance_push
-from budgetctl.kernels.reference import log_gamma_cdf
+from budgetctl.kernels.log_gamma_cdf import log_gamma_cdf
+from budgetctl.kernels.row_state import Action, pack_rows
 from budgetctl.predictors.gamma import GammaLengthPredictor, GammaPredictorConfig
 from budgetctl.predictors.hidden_state import LogitsHiddenState
 
@@ -35,10 +35,9 @@ def our_step(
 ) -> torch.Tensor:
     """Guided logits [B, V] from logits [B, V]: recovery, head, top-k candidates, log P, push."""
     outlook = forecast.outlook(scores)
-    top, candidates = scores.log_softmax(1).topk(64, dim=1)
-    push, tail = guidance_push(top, candidates, *forecast.fit(outlook, candidates, left), closing, 2.0)
-    # The close keeps its logit wherever it stands in the ranking, as in the controller.
-    return scores + tail.expand_as(scores).scatter(1, candidates, push).scatter(1, closing, 0.0)
+    top, candidates = scores.topk(64, dim=1)
+    rows = pack_rows(torch.full_like(left, Action.GUIDE), left, closing, strength=2.0)
+    return forecast.guide(scores, outlook, top, candidates, rows, interval=False)[0]
 
 
 def published_step(

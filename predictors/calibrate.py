@@ -15,7 +15,7 @@ from itertools import pairwise
 import torch
 
 from budgetctl.errors import InputFileError
-from budgetctl.kernels.reference import log_gamma_cdf
+from budgetctl.kernels.log_gamma_cdf import log_gamma_cdf
 from budgetctl.predictors.features import ThoughtPositions
 from budgetctl.predictors.gamma import GammaLengthPredictor
 

@@ -17,7 +17,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from budgetctl.kernels.reference import log_gamma_cdf
+from budgetctl.kernels.log_gamma_cdf import log_gamma_cdf
+from budgetctl.kernels.row_state import GuidanceHead
 
 #: Least value of concentration and rate.
 FLOOR = 1e-4
@@ -74,6 +75,23 @@ class GammaLengthPredictor(nn.Module):
     def state_parameters(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """``(concentration, rate)``, [B] each, for hidden states [B, d] whatever the next token."""
         return _positive(self._state(self._standard(hidden)))
+
+    @torch.no_grad()
+    def input_map(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """``(weight, bias)``, [width + 2 rank, d] and [width + 2 rank], float64 (float32 on devices without it): the
+        first layer of trunk and token query as one affine map of the hidden state. The standardisation before them is
+        affine too, so that all of it folds in exactly."""
+        work = torch.float32 if self.hidden_mean.device.type == "mps" else torch.float64
+        weight = torch.cat([self.trunk.weight, self.token_query.weight]).to(work)
+        weight = weight / self.hidden_scale.to(work)
+        bias = torch.cat([self.trunk.bias, self.token_query.bias]).to(work)
+        return weight, bias - weight @ self.hidden_mean.to(work)
+
+    @torch.no_grad()
+    def guidance_head(self, output_embedding: torch.Tensor) -> GuidanceHead:
+        """What follows that map, for a model's output embedding [V, d]; in the predictor's dtype."""
+        table = self.candidate_table(output_embedding).contiguous()
+        return GuidanceHead(self.heads.weight.detach(), self.heads.bias.detach(), table, FLOOR)
 
     def candidate_table(self, output_embedding: torch.Tensor) -> torch.Tensor:
         """[V, rank] what the token term needs of each row of the output embedding [V, d]; once per model."""

@@ -59,6 +59,8 @@ class LogitsHiddenState:
                 "state is not determined by their logits; use more anchors, or a model with a larger vocabulary"
             )
         self.anchors = anchors.to(weight.device)
+        vocabulary = torch.arange(weight.shape[0], device=weight.device)
+        self._everything = len(anchors) == len(weight) and bool((self.anchors == vocabulary).all())
         self.scale = scale
         self.softcap = softcap
         self.dtype = dtype
@@ -67,25 +69,37 @@ class LogitsHiddenState:
         centred = rows - rows.mean(0)
         self._bias = None if bias is None else bias.detach()[self.anchors].to(dtype)
         self._rows = centred.to(dtype)
-        # [K, d], the transposed pseudo-inverse.
-        self._map = _pseudo_inverse(centred).T.contiguous().to(dtype)
+        #: [K, d], the transposed pseudo-inverse: h = (anchor logits, centred) @ map.
+        self.map = _pseudo_inverse(centred).T.contiguous().to(dtype)
 
     def __call__(self, scores: torch.Tensor) -> torch.Tensor:
         """h [B, d] for logits [B, V]."""
-        logits = scores[:, self.anchors].to(self.dtype)
-        banned = ~logits.isfinite()
-        logits = logits.masked_fill(banned, 0.0)
+        centred, banned = self.centred(self.anchor_logits(scores))
+        hidden = centred @ self.map
+        return hidden + self._missing(banned, hidden)
+
+    def anchor_logits(self, scores: torch.Tensor) -> torch.Tensor:
+        """[B, K] of logits [B, V], in ``dtype``."""
+        chosen = scores[:, : len(self.anchors)] if self._everything else scores[:, self.anchors]
+        return chosen.to(self.dtype)
+
+    def linear(self, logits: torch.Tensor) -> torch.Tensor:
+        """W h [B, K] of anchor logits [B, K] without a ban: cap, scale and bias undone."""
         if self.softcap is not None:
             # The largest values below 1 keep atanh finite where the model's cap is saturated.
             logits = self.softcap * (logits / self.softcap).clamp(-1 + 1e-6, 1 - 1e-6).atanh()
-        logits = logits / self.scale
-        if self._bias is not None:
-            logits = logits - self._bias
+        if self.scale != 1:
+            logits = logits / self.scale
+        return logits if self._bias is None else logits - self._bias
+
+    def centred(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """W h less its mean over the anchors that are not banned, [B, K], and which are banned, [B, K] bool; those
+        stand at the mean."""
+        banned = ~logits.isfinite()
+        logits = self.linear(logits.masked_fill(banned, 0.0))
         present = (~banned).to(self.dtype)
         mean = (logits * present).sum(1, keepdim=True) / present.sum(1, keepdim=True).clamp(min=1)
-        centred = (logits - mean) * present
-        hidden = centred @ self._map
-        return hidden + self._missing(banned, hidden)
+        return (logits - mean) * present, banned
 
     def _missing(self, banned: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
         """[B, d] what the banned anchors [B, K] would add to ``hidden``, which was found with zeros for them.
@@ -98,7 +112,7 @@ class LogitsHiddenState:
             return torch.zeros_like(hidden)
         taken, at = banned.to(torch.uint8).topk(slots, dim=1)
         taken = taken.to(self.dtype)[..., None]
-        rows, columns = self._rows[at] * taken, self._map[at] * taken
+        rows, columns = self._rows[at] * taken, self.map[at] * taken
         # [B, slots, slots]; 1 / K is the share of the mean.
         hat = rows @ columns.transpose(1, 2) + taken * taken.transpose(1, 2) / banned.shape[1]
         system = torch.eye(slots, dtype=self.dtype, device=hat.device) * (1 + 1e-6) - hat

@@ -165,14 +165,14 @@ class Fixed:
     def __init__(self, fit: float) -> None:
         self.log_fit = torch.tensor([fit]).log()
 
-    def outlook(self, scores: torch.Tensor) -> object:
+    def outlook(self, scores: torch.Tensor, own_logits: bool) -> object:
         return self
 
     def natural_length(self, outlook: object) -> torch.Tensor:
         return torch.tensor([100.0])
 
-    def fit(self, outlook: object, candidates: torch.Tensor, left: torch.Tensor) -> Any:
-        return self.log_fit.expand_as(candidates), self.log_fit
+    def guide(self, scores: torch.Tensor, *_: object, interval: bool) -> Any:
+        return scores, self.log_fit
 
 
 @pytest.mark.parametrize(("fit", "closed"), [(0.9, False), (0.51, False), (0.49, True), (0.01, True)])

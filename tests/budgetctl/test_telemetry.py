@@ -9,6 +9,8 @@ import pytest
 import torch
 
 from budgetctl.controller import BudgetController
+from budgetctl.guidance import guidance_push
+from budgetctl.kernels.row_state import CLOSING
 from budgetctl.sampling import SeededSampler
 from budgetctl.telemetry import ThoughtReport, report_sequences
 
@@ -61,15 +63,20 @@ def test_steered(greedy: bool, markers: Any) -> None:
     class Doom:
         guidance_strength, dtype = 4.0, torch.float32
 
-        def outlook(self, scores: torch.Tensor) -> object:
+        def outlook(self, scores: torch.Tensor, own_logits: bool) -> object:
             return self
 
         def natural_length(self, outlook: object) -> torch.Tensor:
             return torch.tensor([100.0])
 
-        def fit(self, outlook: object, candidates: torch.Tensor, left: torch.Tensor) -> Any:
+        def guide(
+            self, scores: torch.Tensor, outlook: object, top: Any, ids: Any, rows: Any, **_: Any
+        ) -> Any:
             # Token 5 does not fit, token 6 does.
-            return torch.where(candidates == 5, -9.0, -0.1), torch.tensor([-9.0])
+            fit, state_fit = torch.where(ids == 5, -9.0, -0.1), torch.tensor([-9.0])
+            closing = rows[:, CLOSING:].long()
+            push, tail = guidance_push(top, ids, fit, state_fit, closing, self.guidance_strength)
+            return scores + tail.expand_as(scores).scatter(1, ids, push), state_fit
 
     case = markers["opened by the template"]
     options: Any = {"thinking_budget": 10, "forecast": Doom(), "greedy": greedy}

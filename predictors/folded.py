@@ -1,0 +1,60 @@
+"""From logits to what the length predictor works on, in one matrix product: the hidden state is not formed.
+
+Recovering the hidden state is linear in the centred anchor logits, and the predictor's first layer is affine in the
+hidden state, its standardisation included. So both are one map [K, n] with n = width + 2 rank (96 by default) columns
+in place of the hidden size d: K (n - d) fewer numbers to read at every step, and no second product.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from budgetctl.predictors.hidden_state import LogitsHiddenState
+
+
+class FoldedFeatures:
+    """``weight`` h + ``bias`` [B, n] from logits [B, V], h as ``source`` recovers it.
+
+    Banned anchors need h itself, to solve for what is missing (see :class:`LogitsHiddenState`). On the CPU the rows that
+    have any take that way. Elsewhere looking would stop the device, so all rows take it unless the caller says that
+    the logits are the model's own.
+
+    Args:
+        source: of the hidden state.
+        weight: [n, d] floating point.
+        bias: [n].
+        dtype: of the result; the map is multiplied out in the dtype of ``weight`` and applied in that of ``source``.
+    """
+
+    def __init__(
+        self, source: LogitsHiddenState, weight: torch.Tensor, bias: torch.Tensor, dtype: torch.dtype
+    ) -> None:
+        self.source = source
+        self.dtype = dtype
+        #: [K, n].
+        self.map = (source.map.to(weight.dtype) @ weight.T).to(source.dtype)
+        self._weight = weight.T.contiguous().to(dtype)
+        self._bias = bias.to(dtype)
+        self._folded_bias = bias.to(source.dtype)
+
+    def __call__(self, scores: torch.Tensor, own_logits: bool = False) -> torch.Tensor:
+        """[B, n] for logits [B, V].
+
+        Args:
+            scores: floating point; -inf where a token was banned.
+            own_logits: these are what the model put out, with no token banned. A banned one would still count as the
+                row's mean, so that the result is finite.
+        """
+        logits = self.source.anchor_logits(scores)
+        if scores.device.type == "cpu":
+            whole = logits.sum(1, keepdim=True).isfinite()
+            linear = self.source.linear(logits)
+            folded = self._folded(linear - linear.mean(1, keepdim=True))
+            return folded if bool(whole.all()) else torch.where(whole, folded, self._unfolded(scores))
+        return self._folded(self.source.centred(logits)[0]) if own_logits else self._unfolded(scores)
+
+    def _folded(self, centred: torch.Tensor) -> torch.Tensor:
+        return torch.addmm(self._folded_bias, centred, self.map).to(self.dtype)
+
+    def _unfolded(self, scores: torch.Tensor) -> torch.Tensor:
+        return torch.addmm(self._bias, self.source(scores).to(self.dtype), self._weight)
