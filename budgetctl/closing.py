@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from budgetctl.delimiters import ThinkingDelimiters
 from budgetctl.errors import DelimiterError
+from budgetctl.on_device import constant, may_hold
 from budgetctl.protect import Spans
 from budgetctl.spelling import encode
 
@@ -79,33 +80,20 @@ def next_marker_ids(
     Returns:
         ``(ids, completes)``: [B, c] int64 next token of each variant, and [B, c] bool whether it completes the marker.
     """
-    rows = input_ids.shape[0]
+    rows, device = input_ids.shape[0], input_ids.device
+    if all(len(variant) == 1 for variant in variants):
+        only = constant(tuple(variant[0] for variant in variants), device).expand(rows, -1)
+        return only, torch.ones_like(only, dtype=torch.bool)
     ids, completes = [], []
     for variant in variants:
-        sequence = torch.tensor(variant, device=input_ids.device)
-        progress = torch.zeros(rows, dtype=torch.int64, device=input_ids.device)
+        sequence = constant(variant, device)
+        progress = torch.zeros(rows, dtype=torch.int64, device=device)
         for length in range(1, min(len(variant), input_ids.shape[1] + 1)):
             matched = (input_ids[:, -length:] == sequence[:length]).all(1) & (within >= length)
             progress = torch.where(matched, length, progress)
         ids.append(sequence[progress])
         completes.append(progress == len(variant) - 1)
     return torch.stack(ids, 1), torch.stack(completes, 1)
-
-
-def force_tokens(scores: torch.Tensor, rows: torch.Tensor, token_ids: torch.Tensor) -> torch.Tensor:
-    """Scores [B, V] in which each row of ``rows`` [B] bool can only take its token of ``token_ids`` [B]."""
-    other = torch.arange(scores.shape[1], device=scores.device)[None, :] != token_ids[:, None]
-    forced = torch.zeros_like(scores).masked_fill(other, -torch.inf)
-    return torch.where(rows[:, None], forced, scores)
-
-
-def ban_tokens(scores: torch.Tensor, token_ids: torch.Tensor, banned: torch.Tensor) -> torch.Tensor:
-    """Scores [B, V] with -inf at ``token_ids`` [B, c] where ``banned`` [B, c]."""
-    if token_ids.shape[1] == 0:
-        return scores
-    current = scores.gather(1, token_ids)
-    # Two spellings may share a token: the lowest value written wins.
-    return scores.scatter_reduce(1, token_ids, torch.where(banned, -torch.inf, current), "amin")
 
 
 def fold_end_of_sequence(
@@ -116,9 +104,9 @@ def fold_end_of_sequence(
     temperature: float | torch.Tensor,
 ) -> torch.Tensor:
     """End of sequence inside a limited thought: its probability goes to the closing token [B], itself is banned."""
-    if not eos_ids:
+    if not eos_ids or not may_hold(rows):
         return scores
-    columns = torch.tensor(eos_ids, device=scores.device).expand(scores.shape[0], -1)
+    columns = constant(eos_ids, scores.device).expand(scores.shape[0], -1)
     closing = closing_ids[:, None]
     both = torch.cat([scores.gather(1, closing), scores.gather(1, columns)], 1)
     joined = temperature * (both / temperature).logsumexp(1, keepdim=True)

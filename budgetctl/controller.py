@@ -7,28 +7,29 @@ from collections.abc import Sequence
 import torch
 from transformers import LogitsProcessor
 
-from budgetctl.budget import NO_CAP, RowBudgets, tokens_left
+from budgetctl.budget import RowBudgets, tokens_left
+from budgetctl.close_record import record_close
 from budgetctl.closing import (
     WINDOW_FIT,
     Boundaries,
-    ban_tokens,
     closing_window,
     fold_end_of_sequence,
-    force_tokens,
     next_marker_ids,
-    probability_of,
 )
 from budgetctl.delimiters import ThinkingDelimiters
 from budgetctl.errors import BudgetError
 from budgetctl.exit_probe import ExitProbe
 from budgetctl.extension import Extension
-from budgetctl.forecast import LengthForecast, Outlook
+from budgetctl.forecast import LengthForecast
 from budgetctl.leak_guard import guard_answer
 from budgetctl.ledger import CloseLog, PredictionTable
-from budgetctl.limits import RowLimits, repeat_to
-from budgetctl.prefix_hash import hash_of, hash_prefixes, mix
+from budgetctl.limits import RowLimits, RowTensors, repeat_to
+from budgetctl.on_device import constant, may_hold
+from budgetctl.predicted_caps import ForecastOfStep, caps_at_step, share_of
+from budgetctl.prefix_hash import hash_of, hash_prefixes
 from budgetctl.prefix_reader import PrefixReader, Reading
 from budgetctl.raw_logits import RawLogits
+from budgetctl.score_edits import ban_tokens, force_tokens
 from budgetctl.state import ThinkingState, thinking_state
 from budgetctl.steering import Steering
 
@@ -117,7 +118,10 @@ class BudgetController(LogitsProcessor):
         self.raw: RawLogits | None = None
         #: What the latest call returned, for a processor further down that finds every token banned.
         self.latest: torch.Tensor | None = None
+        #: Whether ``latest`` is kept, as a copy that nobody writes to.
+        self.keeps_latest = False
         self._reader = PrefixReader(delimiters)
+        self._temperatures: dict[tuple[int, torch.device], torch.Tensor] = {}
         self.predictions = PredictionTable()
         self.close_log = CloseLog()
 
@@ -137,119 +141,131 @@ class BudgetController(LogitsProcessor):
 
     @torch.no_grad()
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        """Steered logits [B, V] for prefixes [B, T] and logits [B, V] (a new tensor, same dtype)."""
+        """Steered logits [B, V] for prefixes [B, T] and logits [B, V], which are not written to."""
         self.latest = None
         if self.idle:
             return scores
         rows, device = scores.shape[0], scores.device
         if self.boundaries is not None and self.boundaries.line.device != device:
             self.boundaries = self.boundaries.to(device)
-        minimum = repeat_to(self.limits.minimum, rows, device)
-        room = repeat_to(self.limits.room, rows, device)
-        temperature = self._temperature(rows, device)
         spans = self.boundaries.spans if self.boundaries is not None else None
+        temperature = self._temperature(rows, device)
+        limits = self.limits.on(rows, device)
+        limited = limits.limited
+        if self.extension is not None or self.early_exit is not None:
+            limited = torch.ones_like(limited)
         reading = self._reader.read(input_ids, self.prompt_length, spans)
         state = reading.state
-        outlook = None
+        forecast = None
         if self.forecast is not None:
             raw = scores if self.raw is None else self.raw.take(scores)
-            outlook = self.forecast.outlook(raw, own_logits=self.raw is not None)
-        caps, limited = self._limits(reading, scores, outlook, minimum)
-        left = tokens_left(state.used, caps, state.generated, room)
-        active = state.thinking & limited
+            forecast = ForecastOfStep(self.forecast, raw, own_logits=self.raw is not None)
+        caps = caps_at_step(self.limits, limits, reading, scores, forecast, self.predictions)
+        window = closing_window(caps, limits.room) if self.boundaries is not None else torch.zeros_like(caps)
+        left = tokens_left(state.used, caps, state.generated, limits.room)
 
+        result = scores
+        if may_hold(state.thinking & limited) or (self.limits.has_minimum and may_hold(state.thinking)):
+            result = self._think(
+                input_ids, scores, reading, forecast, limits, limited, left, window, temperature
+            )
+        answering = limited & ~state.thinking & ~state.finished
+        if may_hold(answering):
+            late = state.generated >= limits.room
+            result = guard_answer(result, input_ids, state, self.delimiters, answering, left, window, late)
+        if self.keeps_latest:
+            self.latest = result.clone()
+        return result
+
+    def _think(
+        self,
+        input_ids: torch.Tensor,
+        scores: torch.Tensor,
+        reading: Reading,
+        forecast: ForecastOfStep | None,
+        limits: RowTensors,
+        limited: torch.Tensor,
+        left: torch.Tensor,
+        window: torch.Tensor,
+        temperature: float | torch.Tensor,
+    ) -> torch.Tensor:
+        """Scores [B, V] in which the rows that are inside a thought are steered, and closed where it is time."""
+        state, device = reading.state, scores.device
+        active = state.thinking & limited
+        spent = active & (left == 0)
         ends = self.delimiters.all_ends
         closing_ids, completes = next_marker_ids(input_ids, state.used, ends)
-        forced_ids = self._forced_ids(state)
-        spent = active & (left == 0)
-        too_short = state.thinking & (state.used - state.close_progress < minimum) & ~spent
-        # What a close of each spelling would leave of the thought: the tokens before it are no content then.
-        content = state.used[:, None] - torch.tensor([len(end) - 1 for end in ends], device=device)
-        too_early = completes & (content < minimum[:, None]) & (state.thinking & ~spent)[:, None]
-
+        # A half-written close is gone on with.
+        forced_ids = constant(self.delimiters.forced_end_ids, device)[state.close_progress]
         steered, state_fit = scores, None
-        if outlook is not None:
+        if forecast is not None:
             steered, state_fit = self.steering(
                 input_ids,
                 scores,
                 state,
-                outlook,
+                forecast.outlook(),
                 active=active,
                 left=left,
-                minimum=minimum,
+                minimum=limits.minimum,
                 closing_ids=closing_ids,
                 boundaries=self.boundaries,
                 temperature=temperature,
             )
-        eos_ids = tuple(token for token in self.delimiters.eos_ids if token < scores.shape[1])
-        extended = torch.zeros_like(active)
+        open_ended = active & ~spent
+        too_short = None
+        if self.limits.has_minimum:
+            too_short = state.thinking & (state.used - state.close_progress < limits.minimum) & ~spent
+            open_ended = open_ended & ~too_short
+        foldable = active if too_short is None else active & ~too_short
         if self.extension is not None:
-            extended = self.extension.due(input_ids, state, minimum, left) & limited
-        foldable = active & (~too_short | extended)
+            extended = self.extension.due(input_ids, state, limits.minimum, left) & limited
+            open_ended = open_ended & ~extended
+            foldable = foldable | (active & extended)
+        eos_ids = tuple(token for token in self.delimiters.eos_ids if token < scores.shape[1])
         steered = fold_end_of_sequence(steered, foldable, eos_ids, forced_ids, temperature)
         if self.extension is not None:
             steered = self.extension.apply(steered, input_ids, state, extended, closing_ids, temperature)
-        steered = ban_tokens(steered, closing_ids, too_early)
-        steered = ban_tokens(steered, *_columns(eos_ids, too_short))
-        window = closing_window(caps, room) if self.boundaries is not None else torch.zeros_like(caps)
-        early = active & ~too_short & ~extended & self._ends_early(input_ids, state, state_fit, left, window)
-        if spans is not None:
+        if too_short is not None:
+            # What a close of each spelling would leave of the thought: the tokens before it are no content then.
+            before = constant(tuple(len(end) - 1 for end in ends), device)
+            too_early = completes & (state.used[:, None] - before < limits.minimum[:, None])
+            steered = ban_tokens(steered, closing_ids, too_early & (state.thinking & ~spent)[:, None])
+            banned = constant(eos_ids, device).expand(len(scores), -1)
+            steered = ban_tokens(steered, banned, too_short[:, None].expand_as(banned))
+        early = self._ends_early(input_ids, state, open_ended, state_fit, left, window)
+        inside = None
+        if self.boundaries is not None and self.boundaries.spans is not None:
             inside = (reading.fence_marks % 2 == 1) & active
-            steered = steered.masked_fill(spans.forbidden(active & ~spent, inside, left), -torch.inf)
+            steered = self.boundaries.spans.keep_whole(steered, input_ids, active & ~spent, inside, left)
             early = early & ~inside
-            steered = force_tokens(steered, *spans.fence_steps(input_ids, inside & ~spent, left))
         exits = None
         if self.early_exit is not None:
-            may = active & ~too_short & ~extended & ~spent
-            exits = self.early_exit(input_ids, may if spans is None else may & ~inside, state)
+            exits = self.early_exit(input_ids, open_ended if inside is None else open_ended & ~inside, state)
             early = early | exits
         forced = spent | early
-        result = force_tokens(steered, forced, forced_ids)
-        result = guard_answer(
-            result, input_ids, state, self.delimiters, limited, left, window, state.generated >= room
-        )
-        self._record(
-            hash_of(reading.total, input_ids.shape[1]),
+        noted = active if too_short is None else active | too_short
+        record_close(
+            self.close_log,
+            torch.where(noted, hash_of(reading.total, input_ids.shape[1]) ^ limits.salt, 0),
             scores,
             steered,
             closing_ids,
             forced,
-            state.thinking & (limited | too_short),
             temperature,
             exits,
+            greedy=self.greedy,
         )
-        self.latest = result
-        return result
+        return force_tokens(steered, forced, forced_ids)
 
     def _temperature(self, rows: int, device: torch.device) -> float | torch.Tensor:
         """A number, or [rows, 1]."""
         if isinstance(self.temperature, int | float):
             return self.temperature
-        values = torch.as_tensor(self.temperature, dtype=torch.float32)
-        return repeat_to(values, rows, device)[:, None]
-
-    def _limits(
-        self,
-        reading: Reading,
-        scores: torch.Tensor,
-        outlook: Outlook | None,
-        minimum: torch.Tensor,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Thinking budget in tokens and whether the row has any limit, [B] each."""
-        rows, device, state = scores.shape[0], scores.device, reading.state
-        caps, fractions = self.budgets.expanded(rows, device)
-        limited = self.budgets.limited(rows, device) | repeat_to(self.limits.reserved, rows, device)
-        if self.extension is not None or self.early_exit is not None:
-            limited = torch.ones_like(limited)
-        if outlook is None or self.forecast is None:
-            return caps, limited
-        natural = self.forecast.natural_length(outlook)
-        key = reading.start_key
-        # Constant logits are no forecast: some decoding modes call processors with a placeholder.
-        real = scores.amax(1) > scores.amin(1)
-        self.predictions.store(key, natural, state.at_start & real)
-        predicted = self.predictions.lookup(key, state.used + natural)
-        return torch.minimum(caps, _share_of(predicted, fractions, minimum)), limited
+        values = self._temperatures.get((rows, device))
+        if values is None:
+            given = torch.as_tensor(self.temperature, dtype=torch.float32)
+            values = self._temperatures[rows, device] = repeat_to(given, rows, device)[:, None]
+        return values
 
     def account(
         self, sequences: torch.Tensor, prompt_length: int
@@ -259,73 +275,34 @@ class BudgetController(LogitsProcessor):
         state = thinking_state(sequences, self.delimiters, prompt_length=prompt_length)
         keys = hash_prefixes(sequences)
         start = keys.gather(1, state.thought_start[:, None]).squeeze(1)
-        caps, fractions = self.budgets.expanded(sequences.shape[0], sequences.device)
-        dtype = self.forecast.dtype if self.forecast is not None else fractions.dtype
-        predicted = self.predictions.lookup(start, torch.full_like(fractions, torch.nan, dtype=dtype))
-        minimum = repeat_to(self.limits.minimum, sequences.shape[0], sequences.device)
-        share = _share_of(predicted.nan_to_num(), fractions, minimum)
-        budgets = torch.where(predicted.isfinite(), torch.minimum(caps, share), caps)
+        rows = self.limits.on(sequences.shape[0], sequences.device)
+        dtype = self.forecast.dtype if self.forecast is not None else rows.fractions.dtype
+        predicted = self.predictions.lookup(start, torch.full_like(rows.fractions, torch.nan, dtype=dtype))
+        share = share_of(predicted.nan_to_num(), rows.fractions, rows.minimum)
+        budgets = torch.where(predicted.isfinite(), torch.minimum(rows.caps, share), rows.caps)
         lengths = [value if value == value else None for value in predicted.tolist()]
-        keys = keys ^ self._request_salt(sequences.shape[0], sequences.device)[:, None]
+        keys = keys ^ rows.salt[:, None]
         return budgets.tolist(), lengths, keys.tolist()
-
-    def _request_salt(self, rows: int, device: torch.device) -> torch.Tensor:
-        """[B] int64 that tells requests with one prompt and different limits apart."""
-        caps, fractions = self.budgets.expanded(rows, device)
-        return mix(mix(caps) ^ fractions.view(torch.int32).to(torch.int64))
-
-    def _forced_ids(self, state: ThinkingState) -> torch.Tensor:
-        """[B] the next token of the forced close; a half-written one is gone on with."""
-        sequence = torch.tensor(self.delimiters.forced_end_ids, device=state.used.device)
-        return sequence[state.close_progress]
 
     def _ends_early(
         self,
         input_ids: torch.Tensor,
         state: ThinkingState,
+        rows: torch.Tensor,
         state_fit: torch.Tensor | None,
         left: torch.Tensor,
         window: torch.Tensor,
     ) -> torch.Tensor:
-        """[B] bool: in the window, at a line or sentence end, and not likely to end by itself in time; or a close that
-        was begun there and is half-written."""
-        if self.boundaries is None:
-            return torch.zeros_like(state.thinking)
-        early = (left <= window) & ~state.at_start & self.boundaries.at_end(input_ids)
+        """[B] bool, of ``rows`` [B]: in the window, at a line or sentence end, and not likely to end by itself in time;
+        or a close that was begun there and is half-written."""
+        size = len(self.delimiters.forced_end_ids)
+        near = rows & (left <= window)
+        if self.boundaries is None or not may_hold(near):
+            return torch.zeros_like(rows)
+        early = near & ~state.at_start & self.boundaries.at_end(input_ids)
         if state_fit is not None:
             early = early & (state_fit.exp() < WINDOW_FIT)
-        for back in range(1, min(len(self.delimiters.forced_end_ids), input_ids.shape[1])):
-            begun = (state.close_progress >= back) & (state.used > back) & (left + back <= window)
+        for back in range(1, min(size, input_ids.shape[1])):
+            begun = rows & (state.close_progress >= back) & (state.used > back) & (left + back <= window)
             early = early | (begun & self.boundaries.at_end(input_ids[:, :-back]))
         return early
-
-    def _record(
-        self,
-        keys: torch.Tensor,
-        before: torch.Tensor,
-        after: torch.Tensor,
-        closing_ids: torch.Tensor,
-        forced: torch.Tensor,
-        rows: torch.Tensor,
-        temperature: float | torch.Tensor,
-        exits: torch.Tensor | None,
-    ) -> None:
-        """Note under ``keys`` [B] how likely the close was, for the report."""
-        wanted = probability_of(before, closing_ids, temperature)
-        allowed = probability_of(after, closing_ids, temperature)
-        preferred = (before.argmax(1, keepdim=True) == closing_ids).any(1)
-        keys = keys ^ self._request_salt(before.shape[0], before.device)
-        early = () if exits is None else (exits,)
-        self.close_log.record(torch.where(rows, keys, 0), wanted, allowed, preferred, forced, *early)
-
-
-def _share_of(predicted: torch.Tensor, fractions: torch.Tensor, minimum: torch.Tensor) -> torch.Tensor:
-    """[B] int64 tokens: at least one and ``minimum`` [B], ``NO_CAP`` for an infinite fraction."""
-    share = torch.where(fractions.isfinite(), fractions.to(predicted.dtype) * predicted, float(NO_CAP))
-    return torch.maximum(share.round().clamp(1, NO_CAP).to(torch.int64), minimum)
-
-
-def _columns(token_ids: tuple[int, ...], rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Arguments of ``ban_tokens`` that ban ``token_ids`` in the rows of ``rows`` [B]."""
-    ids = torch.tensor(token_ids, dtype=torch.int64, device=rows.device).expand(rows.shape[0], -1)
-    return ids, rows[:, None].expand_as(ids)

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import torch
 
 from budgetctl.budget import check_tokens
-from budgetctl.closing import ban_tokens, force_tokens
 from budgetctl.errors import BudgetError
+from budgetctl.score_edits import ban_tokens, force_tokens
 from budgetctl.state import ThinkingState, match_lengths
 
 

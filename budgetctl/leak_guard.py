@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from budgetctl.closing import ban_tokens, next_marker_ids
+from budgetctl.closing import next_marker_ids
 from budgetctl.delimiters import ThinkingDelimiters, Tokens
+from budgetctl.on_device import constant
+from budgetctl.score_edits import ban_tokens
 from budgetctl.state import ThinkingState
 
 
@@ -14,24 +16,24 @@ def guard_answer(
     input_ids: torch.Tensor,
     state: ThinkingState,
     delimiters: ThinkingDelimiters,
-    limited: torch.Tensor,
+    rows: torch.Tensor,
     left: torch.Tensor,
     window: torch.Tensor,
     late: torch.Tensor,
 ) -> torch.Tensor:
-    """Scores [B, V] that cannot complete a marker which does not belong there; rows inside a thought pass.
+    """Scores [B, V] that cannot complete a marker which does not belong there.
 
     Args:
         scores: [B, V] logits.
         input_ids: [B, T] int64.
         state: of the rows.
         delimiters: the markers.
-        limited: [B] bool, rows with any limit.
+        rows: [B] bool, rows with any limit that are outside a thought and not finished; the others pass.
         left: [B] int64 thinking tokens left.
         window: [B] int64 length of the closing window; a thought opened inside it would be closed at once.
         late: [B] bool, the answer's reserve has begun, so that no thought may be opened any more.
     """
-    answering = state.closed & ~state.finished & limited
+    answering, waiting = state.closed & rows, ~state.started & rows
     if not delimiters.resumes_turn:  # there, every message of an answer ends as a thought does
         endings = _beginnings(delimiters.end_variants, delimiters.close_refusal)
         closing_ids, completes = next_marker_ids(input_ids, state.answer_tokens, endings)
@@ -39,9 +41,8 @@ def guard_answer(
     openings = delimiters.all_opens
     if not openings:
         return scores
-    waiting = ~state.started & ~state.finished & limited
     # The marker of a second thought counts as thinking, and at least one token must follow it.
-    marker = torch.tensor([len(opening) for opening in openings], device=scores.device)
+    marker = constant(tuple(map(len, openings)), scores.device)
     full = (left[:, None] <= marker) | (left <= window)[:, None]
     banned = (answering[:, None] & full) | (waiting & late)[:, None]
     within = torch.where(state.started, state.answer_tokens, input_ids.shape[1])

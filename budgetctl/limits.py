@@ -2,15 +2,31 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 
 from budgetctl.budget import NO_CAP, RowBudgets, as_list, check_tokens, resolve_reserve
 from budgetctl.errors import BudgetError
+from budgetctl.prefix_hash import mix
 
 #: Share of a thinking target that is its tolerance when none is given.
 TARGET_TOLERANCE = 0.1
+
+
+class RowTensors(NamedTuple):
+    """The limits of the rows of a batch, [B] each: ``caps`` int64 tokens, ``fractions`` float32 of the predicted length,
+    ``limited`` bool (anything was asked for that row), ``minimum`` and ``room`` int64 tokens, ``target`` bool, and
+    ``salt`` int64, which tells requests with one prompt and different limits apart."""
+
+    caps: torch.Tensor
+    fractions: torch.Tensor
+    limited: torch.Tensor
+    minimum: torch.Tensor
+    room: torch.Tensor
+    target: torch.Tensor
+    salt: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -36,6 +52,7 @@ class RowLimits:
     has_room: bool
     has_minimum: bool
     has_target: bool
+    _made: dict[tuple[int, torch.device], RowTensors] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def build(
@@ -94,6 +111,28 @@ class RowLimits:
             has_minimum=any(low),
             has_target=any(aimed),
         )
+
+    def on(self, rows: int, device: torch.device) -> RowTensors:
+        """The limits of ``rows`` rows, each repeated for the beams or samples of its request; made once a device.
+
+        Raises:
+            BudgetError: when ``rows`` is no multiple of the requests.
+        """
+        made = self._made.get((rows, device))
+        if made is None:
+            with torch.inference_mode(False):
+                caps, fractions = self.budgets.expanded(rows, device)
+                made = RowTensors(
+                    caps,
+                    fractions,
+                    self.budgets.limited(rows, device) | repeat_to(self.reserved, rows, device),
+                    repeat_to(self.minimum, rows, device),
+                    repeat_to(self.room, rows, device),
+                    repeat_to(self.target, rows, device),
+                    mix(mix(caps) ^ fractions.view(torch.int32).to(torch.int64)),
+                )
+            self._made[rows, device] = made
+        return made
 
     @property
     def idle(self) -> bool:

@@ -9,6 +9,8 @@ import torch
 from transformers import PreTrainedTokenizerBase
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
+from budgetctl.on_device import may_hold
+from budgetctl.score_edits import force_tokens
 from budgetctl.spelling import encode
 
 FENCE = "```"
@@ -53,6 +55,29 @@ class Spans:
         leaves one open."""
         columns = torch.arange(input_ids.shape[1], device=input_ids.device)
         return (self.fence[input_ids] & (columns >= thought_start[:, None])).sum(1)
+
+    def keep_whole(
+        self,
+        scores: torch.Tensor,
+        input_ids: torch.Tensor,
+        rows: torch.Tensor,
+        inside: torch.Tensor,
+        left: torch.Tensor,
+    ) -> torch.Tensor:
+        """Scores [B, V] of rows [B, T] that begin nothing that could not be finished, and finish a fence in time.
+
+        Args:
+            scores: [B, V] logits.
+            input_ids: [B, T] int64.
+            rows: [B] bool, rows inside a limited thought that has tokens left.
+            inside: [B] bool, a fence is open.
+            left: [B] int64 thinking tokens left.
+        """
+        # No character has more than four bytes.
+        if not may_hold(rows & (left <= len(self.fence_end) + 4)):
+            return scores
+        scores = scores.masked_fill(self.forbidden(rows, inside, left), -torch.inf)
+        return force_tokens(scores, *self.fence_steps(input_ids, inside & rows, left))
 
     def fence_steps(
         self, input_ids: torch.Tensor, inside: torch.Tensor, left: torch.Tensor

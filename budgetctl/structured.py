@@ -21,6 +21,7 @@ class KeepAlive(LogitsProcessor):
 
     def __init__(self, controller: BudgetController) -> None:
         self._controller = controller
+        controller.keeps_latest = True
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """Scores [B, V] with at least one finite value a row."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from transformers import LogitsProcessor
 
-from budgetctl.closing import force_tokens
 from budgetctl.delimiters import ThinkingDelimiters
+from budgetctl.score_edits import force_tokens
 from budgetctl.state import thinking_state
 
 

@@ -11,13 +11,12 @@ from hypothesis import strategies as st
 
 from budgetctl.closing import (
     Boundaries,
-    ban_tokens,
     closing_window,
     fold_end_of_sequence,
-    force_tokens,
     next_marker_ids,
 )
 from budgetctl.controller import BudgetController
+from budgetctl.score_edits import ban_tokens, force_tokens
 from budgetctl.training.reasoner.tokenizer import build_tokenizer
 
 INF = torch.inf

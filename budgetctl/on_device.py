@@ -1,0 +1,22 @@
+"""Constants that are made once a device, and what may be asked of a tensor without stopping the host for its device."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+
+
+@lru_cache(maxsize=1024)
+def constant(values: tuple[int, ...], device: torch.device) -> torch.Tensor:
+    """``values`` as int64 [n]; the same tensor at every step, which nobody may write to.
+
+    Making it anew would copy from the host to the device at each step, and wait for that.
+    """
+    with torch.inference_mode(False):
+        return torch.tensor(values, dtype=torch.int64, device=device)
+
+
+def may_hold(rows: torch.Tensor) -> bool:
+    """Whether any of ``rows`` bool may be true: False only where that is known without waiting for a device."""
+    return rows.device.type != "cpu" or bool(rows.any())

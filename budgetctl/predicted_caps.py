@@ -1,0 +1,73 @@
+"""The thinking budget of each row in tokens: absolute, or a share of the length predicted at its first thinking token."""
+
+from __future__ import annotations
+
+import torch
+
+from budgetctl.budget import NO_CAP
+from budgetctl.forecast import LengthForecast, Outlook
+from budgetctl.ledger import PredictionTable
+from budgetctl.limits import RowLimits, RowTensors
+from budgetctl.on_device import may_hold
+from budgetctl.prefix_reader import Reading
+
+
+class ForecastOfStep:
+    """The outlook of one step, made when it is first asked for: where no row is in a thought, it is not.
+
+    Args:
+        forecast: the remaining-length forecast.
+        scores: [B, V] the model's own logits.
+        own_logits: they are known to be so.
+    """
+
+    def __init__(self, forecast: LengthForecast, scores: torch.Tensor, own_logits: bool) -> None:
+        self._forecast, self._scores, self._own = forecast, scores, own_logits
+        self._outlook: Outlook | None = None
+        #: In which it is computed.
+        self.dtype = forecast.dtype
+
+    def outlook(self) -> Outlook:
+        """State-level parameters of the rows."""
+        if self._outlook is None:
+            self._outlook = self._forecast.outlook(self._scores, own_logits=self._own)
+        return self._outlook
+
+    def natural_length(self) -> torch.Tensor:
+        """[B] thinking tokens still to come that suffice for most thoughts."""
+        return self._forecast.natural_length(self.outlook())
+
+
+def caps_at_step(
+    limits: RowLimits,
+    rows: RowTensors,
+    reading: Reading,
+    scores: torch.Tensor,
+    forecast: ForecastOfStep | None,
+    predictions: PredictionTable,
+) -> torch.Tensor:
+    """[B] int64 thinking budget in tokens of each row at this step, ``NO_CAP`` without one.
+
+    The length predicted at the first thinking token is kept in ``predictions``; where it is not known, it is derived
+    from what is used and the forecast of this step.
+    """
+    if forecast is None:
+        return rows.caps
+    state = reading.state
+    if may_hold(state.at_start):
+        # Constant logits are no forecast: some decoding modes call processors with a placeholder.
+        real = scores.amax(1) > scores.amin(1)
+        predictions.store(reading.start_key, forecast.natural_length(), state.at_start & real)
+    if not limits.budgets.needs_prediction:
+        return rows.caps
+    unknown = torch.full_like(rows.fractions, torch.nan, dtype=forecast.dtype)
+    predicted = predictions.lookup(reading.start_key, unknown)
+    if may_hold(predicted.isnan()):
+        predicted = torch.where(predicted.isnan(), state.used + forecast.natural_length(), predicted)
+    return torch.minimum(rows.caps, share_of(predicted, rows.fractions, rows.minimum))
+
+
+def share_of(predicted: torch.Tensor, fractions: torch.Tensor, minimum: torch.Tensor) -> torch.Tensor:
+    """[B] int64 tokens: at least one and ``minimum`` [B], ``NO_CAP`` for an infinite fraction."""
+    share = torch.where(fractions.isfinite(), fractions.to(predicted.dtype) * predicted, float(NO_CAP))
+    return torch.maximum(share.round().clamp(1, NO_CAP).to(torch.int64), minimum)
