@@ -26,7 +26,7 @@ from budgetctl.ledger import CloseLog, PredictionTable
 from budgetctl.limits import RowLimits, RowTensors, repeat_to
 from budgetctl.on_device import constant, may_hold
 from budgetctl.predicted_caps import ForecastOfStep, caps_at_step, share_of
-from budgetctl.prefix_hash import hash_of, hash_prefixes
+from budgetctl.prefix_hash import hash_of, prefix_totals
 from budgetctl.prefix_reader import PrefixReader, Reading
 from budgetctl.raw_logits import RawLogits
 from budgetctl.score_edits import ban_tokens, force_tokens
@@ -246,7 +246,7 @@ class BudgetController(LogitsProcessor):
         noted = active if too_short is None else active | too_short
         record_close(
             self.close_log,
-            torch.where(noted, hash_of(reading.total, input_ids.shape[1]) ^ limits.salt, 0),
+            torch.where(noted, reading.total ^ limits.salt, 0),
             scores,
             steered,
             closing_ids,
@@ -271,18 +271,17 @@ class BudgetController(LogitsProcessor):
         self, sequences: torch.Tensor, prompt_length: int
     ) -> tuple[list[int], list[float | None], list[list[int]]]:
         """Of generated ``sequences`` [B, T]: thinking budget (tokens), predicted length (None if none was made), and
-        the prefix hashes of every column, under which the close log is kept (host sync)."""
+        for each of its prefixes the key under which the close log keeps it (host sync)."""
         state = thinking_state(sequences, self.delimiters, prompt_length=prompt_length)
-        keys = hash_prefixes(sequences)
-        start = keys.gather(1, state.thought_start[:, None]).squeeze(1)
+        totals = torch.nn.functional.pad(prefix_totals(sequences), (1, 0))
+        start = hash_of(totals.gather(1, state.thought_start[:, None]).squeeze(1), state.thought_start)
         rows = self.limits.on(sequences.shape[0], sequences.device)
         dtype = self.forecast.dtype if self.forecast is not None else rows.fractions.dtype
         predicted = self.predictions.lookup(start, torch.full_like(rows.fractions, torch.nan, dtype=dtype))
         share = share_of(predicted.nan_to_num(), rows.fractions, rows.minimum)
         budgets = torch.where(predicted.isfinite(), torch.minimum(rows.caps, share), rows.caps)
         lengths = [value if value == value else None for value in predicted.tolist()]
-        keys = keys ^ rows.salt[:, None]
-        return budgets.tolist(), lengths, keys.tolist()
+        return budgets.tolist(), lengths, (totals ^ rows.salt[:, None]).tolist()
 
     def _ends_early(
         self,

@@ -15,10 +15,10 @@ def mix(values: torch.Tensor) -> torch.Tensor:
     return values ^ ((values >> 31) & (2**33 - 1))
 
 
-def prefix_totals(input_ids: torch.Tensor, first: int = 0) -> torch.Tensor:
-    """Running totals [B, T] int64 of the tokens [B, T], which stand at the columns from ``first`` on; the hash of a
-    prefix is a function of its total and its length, so that it can be carried on token by token."""
-    columns = torch.arange(first + 1, first + 1 + input_ids.shape[1], device=input_ids.device)
+def prefix_totals(input_ids: torch.Tensor) -> torch.Tensor:
+    """Running totals [B, T] int64 of the tokens [B, T]; the hash of a prefix is a function of its total and its
+    length, so that it can be carried on token by token."""
+    columns = torch.arange(1, 1 + input_ids.shape[1], device=input_ids.device)
     return mix(mix(columns)[None, :] ^ input_ids).cumsum(1)
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields, replace
 import torch
 
 from budgetctl.delimiters import ThinkingDelimiters
-from budgetctl.prefix_hash import hash_of, prefix_totals
+from budgetctl.prefix_hash import hash_of, mix, prefix_totals
 from budgetctl.protect import Spans
 from budgetctl.state import ThinkingState, marker_progress, thinking_state
 
@@ -77,6 +77,8 @@ class PrefixReader:
         self._known: Reading | None = None
         self._rows = torch.zeros(0, 0, dtype=torch.int64)
         self._width = 0
+        #: Of each column, as ``prefix_totals`` mixes it.
+        self._columns = torch.zeros(0, dtype=torch.int64)
 
     def read(
         self, input_ids: torch.Tensor, prompt_length: int | torch.Tensor | None, spans: Spans | None
@@ -140,21 +142,26 @@ class PrefixReader:
         used = before.used + before.thinking
         tail, zero = input_ids[:, -self._tail :], torch.zeros_like(used)
         outside = ~before.thinking & ~before.finished
+        if len(self._columns) < width:
+            self._columns = mix(torch.arange(1, 2 * width + 1))
+        total = known.total + mix(self._columns[width - 1] ^ input_ids[:, -1])
+        thought_start, start_key = before.thought_start, known.start_key
+        if not bool(before.started.all()):
+            thought_start = torch.where(before.started, thought_start, width)
+            start_key = torch.where(before.started, start_key, hash_of(total, width))
         state = replace(
             before,
             used=used,
             at_start=before.thinking & (used == 0),
             close_progress=marker_progress(tail, self._delimiters.forced_end_ids, zero, before.thinking),
             open_progress=marker_progress(tail, self._delimiters.open_ids, zero, outside),
-            thought_start=torch.where(before.started, before.thought_start, width),
+            thought_start=thought_start,
             generated=before.generated + 1,
             answer_tokens=before.answer_tokens + (before.closed & ~before.finished),
         )
-        total = known.total + prefix_totals(input_ids[:, -1:], width - 1)[:, 0]
         marks = known.fence_marks
         if spans is not None:
             marks = marks + (spans.fence[input_ids[:, -1]] & before.started)
-        start_key = torch.where(before.started, known.start_key, hash_of(total, width))
         return Reading(state, total, start_key, marks)
 
     def _keep(

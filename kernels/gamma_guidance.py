@@ -178,6 +178,7 @@ def _launch(
             head.floor,
             **constants,
             num_warps=WARPS,
+            enable_fp_fusion=True,
         )
     return out, state_fit
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 
 import torch
+from torch.nn import functional as F
 
 from budgetctl.kernels.log_gamma_cdf import log_gamma_cdf
 from budgetctl.kernels.row_state import (
@@ -50,35 +51,31 @@ def gamma_guidance(
     Works in the widest dtype among ``features`` and ``candidate_scores``, float32 at least.
     """
     work = torch.promote_types(torch.promote_types(features.dtype, candidate_scores.dtype), torch.float32)
-    action = rows[:, ACTION, None]
+    action, temperature, strength = (rows[:, i, None] for i in (ACTION, TEMPERATURE, STRENGTH))
     guided, forced = action == Action.GUIDE, action == Action.FORCE
     closing_ids = rows[:, CLOSING:].long()
-    temperature = rows[:, TEMPERATURE, None].to(work)
-
     fit = _fit(features, head, candidate_ids, rows, interval).to(work)
     push, rest = guidance_push(
-        candidate_scores.to(work) / temperature,
+        candidate_scores / temperature.to(work),
         candidate_ids,
         fit[:, 1:],
         fit[:, 0],
         closing_ids,
-        rows[:, STRENGTH, None].to(work),
+        (temperature * strength).to(work),
     )
-    push, rest = temperature * push, temperature * rest
-    asked = guided | (action == Action.EVALUATE)
-    state_fit = torch.where(asked, fit[:, :1], 0.0).squeeze(1)
+    state_fit = fit[:, 0].masked_fill((action == Action.LEAVE).logical_or_(forced).squeeze(1), 0.0)
 
     ids = torch.cat([candidate_ids, closing_ids], 1)
-    # The close keeps its logit wherever it stands in the ranking.
-    added = torch.cat([push, torch.zeros_like(closing_ids, dtype=work)], 1)
     before = logits.gather(1, ids)
+    # The close keeps its logit wherever it stands in the ranking.
+    added = F.pad(push, (0, closing_ids.shape[1]))
     if tail == "relative":
         added = added - rest
         result = logits.clone() if out is None else out if out is logits else out.copy_(logits)
     else:
         # Adding -0.0 leaves every number as it is, bit for bit.
-        rest = torch.where(guided, rest, -0.0).to(torch.promote_types(logits.dtype, torch.float32))
-        if out is not None and out.dtype == rest.dtype:
+        rest = rest.masked_fill(~guided, -0.0)
+        if logits.dtype == work:
             result = torch.add(logits, rest, out=out)
         else:
             result = (logits + rest).to(logits.dtype)
@@ -134,10 +131,11 @@ def guidance_push(
     closing = (candidate_ids[:, :, None] == closing_ids[:, None, :]).any(2)
     others = log_probs.masked_fill(closing, -torch.inf)
     highest = others.amax(1, keepdim=True)
-    likely = (others >= highest + math.log(LIKELY_SHARE)) & others.isfinite()
-    best = candidate_fit.masked_fill(~likely, -torch.inf).amax(1, keepdim=True)
+    # No banned token is a likely one, even if all are banned.
+    least = (highest + math.log(LIKELY_SHARE)).clamp(min=torch.finfo(others.dtype).min)
+    best = candidate_fit.masked_fill(others < least, -torch.inf).amax(1, keepdim=True)
     # A row whose only candidate is the close has nothing to weigh.
-    best = torch.where(best.isfinite(), best, state_fit[:, None])
+    best = torch.where(best == -torch.inf, state_fit[:, None], best)
     # A close that the model considers fits for certain, and is then the best there is.
     close = log_probs.masked_fill(~closing, -torch.inf).amax(1, keepdim=True)
     best = torch.where(close >= highest + math.log(CLOSE_SHARE), 0.0, best)

@@ -1,9 +1,9 @@
-"""A toy recurrent model that opens and closes thoughts at random, its markers, and a plain-Python count of a thought."""
+"""A toy recurrent model that opens and closes thoughts at random, and its markers."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,6 +13,7 @@ from budgetctl.delimiters import ThinkingDelimiters
 from budgetctl.forecast import LengthForecast
 from budgetctl.predictors.gamma import GammaLengthPredictor, GammaPredictorConfig
 from budgetctl.predictors.hidden_state import LogitsHiddenState
+from tests.reference_state import Count, count_thought
 
 # Small tensors: more threads only wait for each other, and the tests run in several processes.
 torch.set_num_threads(1)
@@ -102,60 +103,6 @@ def decode(
         ids = torch.cat([ids, chosen[:, None]], 1)
         hidden = model.step(hidden, chosen)
     return ids
-
-
-@dataclass
-class Count:
-    """What one row did: ``used`` thinking tokens (an unfinished forced close not counted), whether a thought is
-    ``open``, thoughts closed and opened, closes after a thought that closed nothing, tokens after the last close."""
-
-    used: int
-    open: bool
-    closes: int
-    stray: int
-    opens: int
-    answer: int
-
-
-def count_thought(ids: Sequence[int], prompt_length: int, markers: ThinkingDelimiters) -> Count:
-    """Count in plain Python; the prompt ends with the header, or with the opened thought."""
-    ids = list(ids)
-    start = max(i for i in range(2, prompt_length + 1) if tuple(ids[i - 2 : i]) == (BOT, HEAD))
-    thought: list[int] = []
-    inside, opens = markers.implicit, int(markers.implicit)
-    closes = stray = answer = 0
-    lead_end = -1
-
-    def longest(stop: int, variants: Sequence[tuple[int, ...]]) -> int:
-        return max(
-            (len(v) for v in variants if stop - len(v) >= start and tuple(ids[stop - len(v) : stop]) == v),
-            default=0,
-        )
-
-    for at in range(start, len(ids)):
-        if ids[at] == EOS and at >= prompt_length:
-            break
-        closed = longest(at + 1, (*markers.natural_end_ids, markers.forced_end_ids))
-        opened = longest(at + 1, (markers.open_ids, *markers.open_variants))
-        if inside:
-            if closed:
-                inside, closes, answer = False, closes + 1, 0
-                thought = [c for c in thought if c <= at - closed]
-            elif at > lead_end:
-                thought.append(at)
-        elif opened:
-            thought += range(at + 1 - opened, at + 1) if opens else ()
-            inside, opens = True, opens + 1
-            if opens == 1 and tuple(ids[at + 1 : at + 1 + len(markers.lead_ids)]) == markers.lead_ids:
-                lead_end = at + len(markers.lead_ids)
-        else:
-            stray += closed > 0 and opens > 0
-            answer += 1
-    unfinished = 0
-    for size in range(1, len(markers.forced_end_ids)):
-        if inside and tuple(ids[-size:]) == markers.forced_end_ids[:size]:
-            unfinished = size
-    return Count(len(thought) - min(unfinished, len(thought)), inside, closes, stray, opens, answer)
 
 
 @pytest.fixture(scope="session")

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from budgetctl.delimiters import ThinkingDelimiters
 from budgetctl.state import ThinkingState, thinking_state
+from tests.reference_state import walk
 
 PAD, EOS, A, B, OPEN, CLOSE, USER, BOT = 0, 1, 2, 3, 5, 6, 8, 9
 HEADER = (BOT, 7)
@@ -41,83 +42,7 @@ CASES = {
 
 
 def reference(row: list[int], d: ThinkingDelimiters, prompt_length: int | None) -> dict[str, int | bool]:
-    """The state of one row by walking over its tokens."""
-    width = len(row)
-    prompt = width if prompt_length is None else min(prompt_length, width)
-
-    def longest(variants: tuple[tuple[int, ...], ...], stop: int, begin: int) -> int:
-        sizes = [len(v) for v in variants if stop - len(v) >= begin and tuple(row[stop - len(v) : stop]) == v]
-        return max(sizes, default=0)
-
-    start = next(
-        (i for i in range(prompt, 0, -1) if d.turn_start_ids and longest((d.turn_start_ids,), i, 0)), None
-    )
-    if prompt_length is not None and start is not None and any(t in d.eos_ids for t in row[start:prompt]):
-        start = None
-    header = start is not None
-    if start is None:
-        start = 0 if prompt_length is None else prompt
-        for stop in range(1, prompt + 1) if prompt_length is not None else ():
-            if size := longest(d.all_opens, stop, 0):
-                start = stop - size
-            elif longest(d.end_variants, stop, 0) or row[stop - 1] in d.eos_ids:
-                start = prompt
-
-    end = width
-    for i in range(width - 1, start - 1, -1):
-        padding = prompt_length is None and all(t in d.eos_ids for t in row[: i + 1])
-        if row[i] in d.eos_ids and not padding and (prompt_length is None or i >= prompt):
-            end = i
-
-    thinking, counted, extra = d.implicit, [], 0
-    first = start if d.implicit else None
-    block = answer = start
-    last_close = skip = template_end = None
-    for i in range(start, end):
-        if thinking:
-            if size := longest(d.end_variants, i + 1, start):
-                thinking, last_close, answer = False, i, i + 1
-                counted = [c for c in counted if c <= i - size]
-            elif skip is None or i >= skip:
-                counted.append(i)
-        elif size := longest(d.all_opens, i + 1, start):
-            thinking, block = True, i + 1
-            if first is None:
-                lead = (
-                    d.lead_ids if tuple(row[i + 1 : min(i + 1 + len(d.lead_ids), end)]) == d.lead_ids else ()
-                )
-                first = block = skip = i + 1 + len(lead)
-                template_end = first if i + 1 - size == start else None
-            else:
-                extra += size
-
-    def progress(marker: tuple[int, ...], begin: int) -> int:
-        sizes = range(1, len(marker))
-        return max(
-            (n for n in sizes if width - n >= begin and tuple(row[width - n :]) == marker[:n]), default=0
-        )
-
-    closed = first is not None and not thinking
-    if prompt_length is not None:
-        generated = width - prompt
-    else:
-        given = d.opened_by_template and header and template_end is not None
-        generated = width - (template_end if given and template_end is not None else start)
-    used = len(counted) + extra
-    live = end == width
-    return {
-        "thinking": thinking and live,
-        "used": used,
-        "started": first is not None,
-        "at_start": thinking and live and used == 0,
-        "closed": closed,
-        "finished": not live,
-        "close_progress": progress(d.forced_end_ids, max(block, first or 0)) if thinking and live else 0,
-        "open_progress": progress(d.open_ids, answer) if not thinking and live else 0,
-        "thought_start": width if first is None else first,
-        "generated": generated,
-        "answer_tokens": end - 1 - last_close if closed and last_close is not None else 0,
-    }
+    return walk(row, d, prompt_length).fields()
 
 
 def values(state: ThinkingState, row: int) -> dict[str, int | bool]:
