@@ -149,7 +149,8 @@ def _launch(
         logits = out.copy_(logits)
     state_fit = torch.empty(len(logits), dtype=torch.float32, device=logits.device)
     parts, constants = launch_options(
-        *logits.shape,
+        logits.shape[0],
+        logits.shape[1],
         candidate_ids.shape[1],
         rows.shape[1] - CLOSING,
         head,

@@ -14,6 +14,9 @@ Stirling's series, phi(mu) = mu - log(1 + mu) by a series in mu / (2 + mu), afte
 of Shepherd and Laframboise (Math. Comp. 36, 1981), made anew for float32.
 """
 
+# Triton reads the annotations of a kernel; only its compile-time constants have one.
+# mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
+
 from __future__ import annotations
 
 import math
