@@ -37,7 +37,7 @@ def record_close(
         wanted = allowed = torch.zeros_like(before[:, 0])
     else:
         wanted = probability_of(before, closing_ids, temperature)
-        allowed = probability_of(after, closing_ids, temperature)
+        allowed = wanted if after is before else probability_of(after, closing_ids, temperature)
     preferred = (before.argmax(1, keepdim=True) == closing_ids).any(1)
     early = () if exits is None else (exits,)
     log.record(keys, wanted, allowed, preferred, forced, *early)

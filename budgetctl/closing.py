@@ -110,16 +110,22 @@ def fold_end_of_sequence(
     closing = closing_ids[:, None]
     both = torch.cat([scores.gather(1, closing), scores.gather(1, columns)], 1)
     joined = temperature * (both / temperature).logsumexp(1, keepdim=True)
-    folded = scores.scatter(1, columns, -torch.inf).scatter(1, closing, joined)
-    return torch.where(rows[:, None], folded, scores)
+    where = rows[:, None]
+    banned = torch.where(where, -torch.inf, both[:, 1:])
+    # Should they be one token, the close is what counts.
+    return scores.scatter(1, columns, banned).scatter_(1, closing, torch.where(where, joined, both[:, :1]))
 
 
 def probability_of(
     scores: torch.Tensor, token_ids: torch.Tensor, temperature: float | torch.Tensor
 ) -> torch.Tensor:
     """[B] probability of any of ``token_ids`` [B, c] under logits [B, V] at ``temperature`` (a number or [B, 1])."""
-    chosen = torch.zeros_like(scores).scatter(1, token_ids, 1.0)
-    return ((scores / temperature).softmax(1) * chosen).sum(1)
+    chosen = scores.gather(1, token_ids)
+    if token_ids.shape[1] > 1:  # spellings may share a token, whose probability counts once
+        again = (token_ids[:, :, None] == token_ids[:, None, :]).tril(-1).any(2)
+        chosen = chosen.masked_fill(again, -torch.inf)
+    scaled = scores if isinstance(temperature, int | float) and temperature == 1 else scores / temperature
+    return ((chosen / temperature).logsumexp(1) - scaled.logsumexp(1)).exp()
 
 
 def with_transition(
