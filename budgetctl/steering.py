@@ -11,6 +11,7 @@ import torch
 from budgetctl.closing import Boundaries
 from budgetctl.errors import BudgetError
 from budgetctl.forecast import LengthForecast, Outlook
+from budgetctl.kernels.candidates import top_candidates
 from budgetctl.kernels.row_state import Action, pack_rows
 from budgetctl.limits import RowLimits, repeat_to
 from budgetctl.state import ThinkingState
@@ -101,7 +102,7 @@ class Steering:
             temperature=temperature if isinstance(temperature, int | float) else temperature[:, 0],
             lower=lower,
         )
-        top, candidates = scores.topk(min(CANDIDATES, scores.shape[1]), dim=1)
+        top, candidates = top_candidates(scores, min(CANDIDATES, scores.shape[1]))
         return self.forecast.guide(scores, outlook, top, candidates, rows, interval=lower is not None)
 
     def guided(

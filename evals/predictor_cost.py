@@ -2,7 +2,8 @@
 
 Parameters and time of one step, ours next to the published architecture on the same shapes in the same run: from what
 the decoding step leaves behind (logits for ours, all layers' states for the published one) to the guided logits.
-Random weights; times are medians. Then the whole controller next to a decoding step of the embedded reasoner.
+Random weights; times are medians. Of ours, the way from the logits to the predictor's features, through the hidden
+state and folded into one product. Then the whole controller next to a decoding step of the embedded reasoner.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from budgetctl.evals.load import LoadedModel, load_model
 from budgetctl.evals.output import progress_bar, write_text
 from budgetctl.evals.published_predictor import PublishedPredictor
 from budgetctl.forecast import LengthForecast
+from budgetctl.kernels.candidates import top_candidates
 from budgetctl.kernels.log_gamma_cdf import log_gamma_cdf
 from budgetctl.kernels.row_state import Action, pack_rows
 from budgetctl.predictors.gamma import GammaLengthPredictor, GammaPredictorConfig
@@ -35,7 +37,7 @@ def our_step(
 ) -> torch.Tensor:
     """Guided logits [B, V] from logits [B, V]: recovery, head, top-k candidates, log P, push."""
     outlook = forecast.outlook(scores)
-    top, candidates = scores.topk(64, dim=1)
+    top, candidates = top_candidates(scores, 64)
     rows = pack_rows(torch.full_like(left, Action.GUIDE), left, closing, strength=2.0)
     return forecast.guide(scores, outlook, top, candidates, rows, interval=False)[0]
 
@@ -71,6 +73,8 @@ def measure(shape: tuple[int, int, int], batch: int, seconds: float) -> dict[str
     statements = {
         "ours": "our_step(forecast, scores, left, closing)",
         "published": "published_step(published, states, scores, left)",
+        "through_hidden_state": "forecast.features.through_hidden_state(scores)",
+        "folded": "forecast.features(scores)",
     }
     with torch.inference_mode():
         for name, statement in statements.items():
@@ -134,6 +138,16 @@ def main(
             f"| {row['shape']} ({row['hidden']}, {row['layers']}, {row['vocab']:,}) | {row['batch']} "
             f"| {row['ours_parameters']:,} | {row['published_parameters']:,} | {row['ours_ms']:.2f} "
             f"| {row['published_ms']:.1f} | {row['published_ms'] / row['ours_ms']:.0f}x |"
+        )
+    lines += [
+        "",
+        "| shapes | batch | ms, logits to features through the hidden state | folded | ratio |",
+        "|---|---|---|---|---|",
+    ]
+    for row in rows:
+        before, after = row["through_hidden_state_ms"], row["folded_ms"]
+        lines.append(
+            f"| {row['shape']} | {row['batch']} | {before:.3f} | {after:.3f} | {before / after:.1f}x |"
         )
     lines += [
         "",

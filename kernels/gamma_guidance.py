@@ -11,6 +11,7 @@ graph, whose row state is written in place between replays.
 from __future__ import annotations
 
 from contextlib import nullcontext
+from functools import cache
 
 import torch
 
@@ -86,6 +87,7 @@ def gamma_guidance(
     )
 
 
+@cache
 def has_triton() -> bool:
     """Whether the kernel can be imported; without Triton the reference runs on CUDA too."""
     try:

@@ -50,11 +50,16 @@ class FoldedFeatures:
             whole = logits.sum(1, keepdim=True).isfinite()
             linear = self.source.linear(logits)
             folded = self._folded(linear - linear.mean(1, keepdim=True))
-            return folded if bool(whole.all()) else torch.where(whole, folded, self._unfolded(scores))
-        return self._folded(self.source.centred(logits)[0]) if own_logits else self._unfolded(scores)
+            return (
+                folded if bool(whole.all()) else torch.where(whole, folded, self.through_hidden_state(scores))
+            )
+        return (
+            self._folded(self.source.centred(logits)[0]) if own_logits else self.through_hidden_state(scores)
+        )
 
     def _folded(self, centred: torch.Tensor) -> torch.Tensor:
         return torch.addmm(self._folded_bias, centred, self.map).to(self.dtype)
 
-    def _unfolded(self, scores: torch.Tensor) -> torch.Tensor:
+    def through_hidden_state(self, scores: torch.Tensor) -> torch.Tensor:
+        """The same [B, n] in two products, the hidden state between them; exact for banned anchors."""
         return torch.addmm(self._bias, self.source(scores).to(self.dtype), self._weight)
