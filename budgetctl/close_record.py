@@ -38,6 +38,6 @@ def record_close(
     else:
         wanted = probability_of(before, closing_ids, temperature)
         allowed = wanted if after is before else probability_of(after, closing_ids, temperature)
-    preferred = (before.argmax(1, keepdim=True) == closing_ids).any(1)
+    preferred = before.gather(1, closing_ids).amax(1) >= before.amax(1)
     early = () if exits is None else (exits,)
     log.record(keys, wanted, allowed, preferred, forced, *early)

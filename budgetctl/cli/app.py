@@ -14,6 +14,7 @@ import typer
 from typer.core import TyperGroup
 
 import budgetctl
+from budgetctl.cli import bench
 from budgetctl.cli.collect import collect
 from budgetctl.cli.demo import demo
 from budgetctl.cli.explain import explain
@@ -79,6 +80,7 @@ app = typer.Typer(
 )
 for command in (generate, explain, demo, info, serve, collect, fit, calibrate):
     app.command()(command)
+app.add_typer(bench.app, name="bench")
 
 
 def _show_version(asked: bool) -> None:

@@ -1,0 +1,171 @@
+"""``budgetctl bench guidance``: what steering costs beside the decode step, next to other ways of holding a budget."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from budgetctl.cli.options import Device, Json
+from budgetctl.cli.render import clean_stdout, emit_json, err, out
+from budgetctl.errors import BudgetctlError
+
+if TYPE_CHECKING:
+    from budgetctl.evals.guidance_bench import Timing
+
+#: Width of the states behind logits that are made without a model.
+HIDDEN = 1024
+
+app = typer.Typer(help="Time what budgetctl does.", no_args_is_help=True)
+
+
+@app.callback()
+def bench() -> None:
+    """Time what budgetctl does."""
+
+
+@app.command()
+def guidance(
+    batch: Annotated[str, typer.Option(help="Batch sizes.")] = "1,8,32",
+    vocab: Annotated[str, typer.Option(help="Vocabularies of logits without a model; empty for none.")] = "",
+    shape: Annotated[
+        list[str] | None,
+        typer.Option(help="Model of these shapes with random weights: qwen3-0.6b, qwen3-1.7b, qwen3-8b."),
+    ] = None,
+    reasoner: Annotated[bool, typer.Option(help="The embedded reasoner.")] = True,
+    model: Annotated[
+        str | None, typer.Option(help="Also a model by directory or hub id.", show_default=False)
+    ] = None,
+    gguf_file: Annotated[
+        str | None, typer.Option(help="File of the model to load, where it is GGUF.", show_default=False)
+    ] = None,
+    thinking_tokens: Annotated[
+        int, typer.Option(help="Of the thought before the timed steps.", min=64)
+    ] = 512,
+    compiled: Annotated[
+        bool, typer.Option(help="Compare with a compiled decode step on a static cache.")
+    ] = False,
+    seconds: Annotated[float, typer.Option(help="About how long each method is timed.", min=0)] = 2.0,
+    steps: Annotated[int, typer.Option(help="At most so many steps of each.", min=20)] = 400,
+    threads: Annotated[int | None, typer.Option(help="CPU threads.", min=1, show_default="all")] = None,
+    png: Annotated[
+        Path | None,
+        typer.Option(
+            help="Also time sweeps of length, rows and vocabulary, and draw them.", show_default=False
+        ),
+    ] = None,
+    output: Annotated[Path, typer.Option("--out", help="JSON file of all timings.")] = Path(
+        "runs/bench/guidance.json"
+    ),
+    device: Device = None,
+    as_json: Json = False,
+) -> None:
+    """Milliseconds a step, and per cent of the decode step: hard cut, guidance, controller, other designs."""
+    batches, vocabs = _numbers("--batch", batch), _numbers("--vocab", vocab) if vocab else []
+    if vocabs and min(vocabs) <= HIDDEN:
+        raise BudgetctlError(
+            f"--vocab {vocab!r}: expected more than {HIDDEN} tokens, the width of the states that the logits come from"
+        )
+    if gguf_file is not None and model is None:
+        raise BudgetctlError("--gguf-file without --model: expected the directory that holds it; add --model")
+    if not (reasoner or model or shape or vocabs or png):
+        raise BudgetctlError(
+            "nothing to time: expected --reasoner, --model, --shape or --vocab; give at least one"
+        )
+    if png is not None:
+        from budgetctl.cli.explain_figure import check_path
+
+        check_path(png)
+    with clean_stdout(as_json):
+        import torch
+
+        from budgetctl.cli import load
+        from budgetctl.evals import guidance_report
+        from budgetctl.evals.guidance_bench import bench as timings_of
+        from budgetctl.evals.guidance_subjects import SHAPES, logits_alone, model_subject, shaped
+        from budgetctl.evals.guidance_sweeps import sweep
+        from budgetctl.evals.output import progress_bar, write_text
+
+        for name in shape or []:
+            if name not in SHAPES:
+                raise BudgetctlError(f"--shape {name!r}: expected one of {', '.join(SHAPES)}")
+        place = torch.device(load.choose_device(device))
+        if threads is not None:
+            torch.set_num_threads(threads)
+        half = torch.bfloat16 if place.type == "cuda" else torch.float32
+        makers: list[Any] = []
+        if reasoner:
+            makers.append(lambda: model_subject(_reasoner(place, half), "embedded reasoner"))
+        if model is not None:
+            makers.append(lambda: model_subject(_model(model, gguf_file, place, half), Path(model).name))
+        makers += [lambda name=name: shaped(name, place, half) for name in shape or []]
+        makers += [lambda size=size: logits_alone(size, place, HIDDEN) for size in vocabs]
+        timings: list[Timing] = []
+        sweeps: dict[str, list[Timing]] = {}
+        options = {"steps": steps, "seconds": seconds}
+
+        def keep() -> dict[str, Any]:
+            result = {
+                "device": torch.cuda.get_device_name(place) if place.type == "cuda" else "cpu",
+                "threads": torch.get_num_threads(),
+                "timings": [timing.as_dict() for timing in timings],
+                "sweeps": {name: [t.as_dict() for t in found] for name, found in sweeps.items()},
+            }
+            write_text(output, json.dumps(result, indent=1))
+            return result
+
+        with progress_bar(err()) as bar:
+            task = bar.add_task("timing", total=len(makers) + (3 if png else 0))
+            for make in makers:
+                subject = make()
+                room = subject.most_thinking_tokens(steps)
+                found = timings_of(
+                    subject,
+                    batches,
+                    thinking_tokens=min(thinking_tokens, room),
+                    compiled=compiled,
+                    **options,
+                )
+                for timing in found:
+                    timings.append(timing)
+                    bar.update(task, description=f"{timing.subject}, {timing.batch} rows: {timing.method}")
+                keep()
+                bar.advance(task)
+            if png is not None:
+                for name in ("thinking_tokens", "rows", "vocab"):
+                    bar.update(task, description=f"sweep of {name}")
+                    sweeps[name] = list(sweep(name, place, **options))
+                    keep()
+                    bar.advance(task)
+                guidance_report.draw(sweeps, png)
+        result = keep()
+    if as_json:
+        emit_json(result)
+        return
+    where = f"{result['device']}, {result['threads']} threads" if place.type == "cpu" else result["device"]
+    out().print(f"{where}\n\n{guidance_report.tables(timings)}", markup=False, soft_wrap=True)
+
+
+def _numbers(name: str, text: str) -> list[int]:
+    try:
+        found = [int(part) for part in text.split(",")]
+    except ValueError:
+        found = []
+    if not found or min(found) < 1:
+        raise BudgetctlError(f"{name} {text!r}: expected whole numbers >= 1, separated by commas")
+    return found
+
+
+def _reasoner(place: Any, dtype: Any) -> Any:
+    from budgetctl.reasoner.load import load_reasoner
+
+    return load_reasoner(place, dtype)[0]
+
+
+def _model(path: str, gguf_file: str | None, place: Any, dtype: Any) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    more = {} if gguf_file is None else {"gguf_file": gguf_file}
+    return AutoModelForCausalLM.from_pretrained(path, dtype=dtype, **more).to(place).eval()
