@@ -16,7 +16,14 @@ import torch
 
 from budgetctl.controller import BudgetController
 from budgetctl.evals.dict_budgets import DictBudgets
-from budgetctl.evals.guidance_subjects import CLOSE, DELIMITERS, OPEN, Subject, decode_step
+from budgetctl.evals.guidance_subjects import (
+    CLOSE,
+    DELIMITERS,
+    OPEN,
+    Subject,
+    compiled_decode_step,
+    decode_step,
+)
 from budgetctl.evals.published_predictor import PublishedPredictor
 from budgetctl.forecast import LengthForecast
 from budgetctl.kernels import reference
@@ -188,7 +195,11 @@ def bench(
         step_ms = None
         if subject.model is not None:
             with torch.inference_mode():
-                model_step = decode_step(subject, batch, 3 + thinking_tokens, compiled)
+                context = 3 + thinking_tokens
+                if compiled:
+                    model_step = compiled_decode_step(subject, batch, context, steps)
+                else:
+                    model_step = decode_step(subject, batch, context)
                 step_ms = median_ms(lambda i: model_step(), steps, subject.device, seconds)  # noqa: B023
         with torch.inference_mode():
             todo = methods(subject, batch, thinking_tokens, steps, candidates)

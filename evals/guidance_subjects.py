@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, DynamicCache, Qwen3Config
+from transformers import AutoModelForCausalLM, DynamicCache, Qwen3Config, StaticCache
 
 from budgetctl.closing import Boundaries
 from budgetctl.delimiters import ThinkingDelimiters
@@ -149,31 +149,33 @@ def shaped(name: str, device: torch.device, dtype: torch.dtype, vocab: int = QWE
     return model_subject(model, name)
 
 
-def decode_step(subject: Subject, batch: int, context: int, compiled: bool = False) -> Callable[[], object]:
-    """One decoding step of the model for ``batch`` rows after ``context`` tokens.
-
-    Args:
-        compiled: with a static cache and CUDA graphs (``torch.compile``), as fast decoding does it; otherwise eager.
-    """
-    ids = subject.rows(batch, context - 3)
-    model = subject.model
-    token = ids[:, -1:]
-    if compiled:
-        from transformers import StaticCache
-
-        cache = StaticCache(config=model.config, max_cache_len=context + 1)
-        with torch.inference_mode():
-            model(ids, past_key_values=cache, cache_position=torch.arange(context, device=ids.device))
-        forward = torch.compile(model.forward, mode="reduce-overhead", fullgraph=True)
-        at = torch.tensor([context], device=ids.device)
-        return lambda: forward(token, past_key_values=cache, cache_position=at)
-    dynamic = DynamicCache(config=model.config)
+def decode_step(subject: Subject, batch: int, context: int) -> Callable[[], object]:
+    """One decoding step of the model for ``batch`` rows after ``context`` tokens; the same one at every call."""
+    ids, model = subject.rows(batch, context - 3), subject.model
+    cache = DynamicCache(config=model.config)
     with torch.inference_mode():
-        model(ids, past_key_values=dynamic, use_cache=True)
+        model(ids, past_key_values=cache, use_cache=True)
 
     def step() -> object:
-        output = model(token, past_key_values=dynamic, use_cache=True)
-        dynamic.crop(-1)
+        output = model(ids[:, -1:], past_key_values=cache, use_cache=True)
+        cache.crop(-1)
         return output.logits
 
     return step
+
+
+def compiled_decode_step(
+    subject: Subject, batch: int, context: int, steps: int, **compile_options: object
+) -> Callable[[], object]:
+    """The same, compiled on a static cache, as fast decoding does it; each call goes on by a token, ``steps`` at most.
+
+    Args:
+        compile_options: of ``torch.compile``; CUDA graphs by default.
+    """
+    ids, model = subject.rows(batch, context - 3), subject.model
+    cache = StaticCache(config=model.config, max_cache_len=context + steps)
+    options: dict[str, Any] = {"mode": "reduce-overhead", "fullgraph": True, **compile_options}
+    forward = torch.compile(model.forward, **options)
+    with torch.inference_mode():
+        model(ids, past_key_values=cache)
+    return lambda: forward(ids[:, -1:], past_key_values=cache).logits

@@ -186,7 +186,9 @@ def gamma_guidance_kernel(
         close = tl.max(tl.where(closing, score, -float("inf")), axis=0)
         best = tl.where(close >= highest + _LOG_CLOSE, 0.0, best)
         scale = temperature * _number(row, _STRENGTH) * _HOPELESS / tl.maximum(-best, _HOPELESS)
-        push = tl.where(closing, 0.0, (fit - best) * scale)
+        push = (fit - best) * scale
+        # The close keeps its logit wherever it stands in the ranking; it is written as such below.
+        token = tl.where(closing, -1, token)
         rest = tl.where(guided, tl.minimum(state - best, 0.0) * scale, -0.0)
 
     if part == 0:

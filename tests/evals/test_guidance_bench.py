@@ -22,6 +22,7 @@ from budgetctl.evals.guidance_subjects import (
     CLOSE,
     OPEN,
     Subject,
+    compiled_decode_step,
     decode_step,
     logits_alone,
     model_subject,
@@ -137,6 +138,15 @@ def test_one_decode_step_is_the_model_s(tiny: Subject) -> None:
         again = tiny.model(torch.cat([rows, rows[:, -1:]], 1)).logits[:, -1:]
     assert torch.equal(first, second)
     torch.testing.assert_close(first, again, atol=1e-4, rtol=1e-4)
+
+
+def test_a_compiled_decode_step_goes_on(tiny: Subject) -> None:
+    step = compiled_decode_step(tiny, 2, 40, steps=3, backend="eager", mode=None)
+    rows = tiny.rows(2, 37)
+    with torch.inference_mode():
+        for _ in range(3):
+            rows = torch.cat([rows, rows[:, -1:]], 1)
+            torch.testing.assert_close(step(), tiny.model(rows).logits[:, -1:], atol=1e-4, rtol=1e-4)
 
 
 def test_steps_are_counted_and_the_first_left_out(monkeypatch: pytest.MonkeyPatch) -> None:

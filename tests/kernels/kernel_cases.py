@@ -18,7 +18,14 @@ from hypothesis.extra import numpy as hnp
 
 from budgetctl.evals.kernel_tables import exact_log_cdf, grid
 from budgetctl.kernels import reference
-from budgetctl.kernels.gamma_guidance import Action, GuidanceHead, _launch, gamma_guidance, pack_rows
+from budgetctl.kernels.gamma_guidance import (
+    Action,
+    GuidanceHead,
+    _launch,
+    gamma_guidance,
+    launch_options,
+    pack_rows,
+)
 from budgetctl.kernels.log_gamma_cdf import log_gamma_cdf
 from budgetctl.kernels.log_gamma_cdf_triton import log_gamma_cdf_kernel
 from budgetctl.kernels.row_state import LEFT
@@ -163,7 +170,9 @@ def test_negative_zeros_of_untouched_rows_stay() -> None:
 
 def test_a_program_with_several_blocks_of_the_vocabulary() -> None:
     """So many rows that a program takes more than one block; the last is not full."""
-    case = make(260, 20_000, 2, 1, 4, 1)
+    case = make(350, 20_000, 2, 1, 4, 1)
+    parts, constants = launch_options(350, 20_000, 2, 1, case[2], interval=False, exact=True, in_place=False)
+    assert (parts, constants["BLOCKS"]) == (2, 2)
     new, _ = _launch(*case, False, True, None)
     expected, _ = reference.gamma_guidance(*in_double(case))
     finite = expected.isfinite()
