@@ -10,10 +10,12 @@ import torch
 
 from budgetctl.closing import Boundaries
 from budgetctl.errors import BudgetError
-from budgetctl.forecast import LengthForecast, Outlook
+from budgetctl.forecast import LengthForecast
 from budgetctl.kernels.candidates import top_candidates
 from budgetctl.kernels.row_state import Action, pack_rows
-from budgetctl.limits import RowLimits, repeat_to
+from budgetctl.limits import RowLimits
+from budgetctl.on_device import may_hold
+from budgetctl.predicted_caps import ForecastOfStep
 from budgetctl.state import ThinkingState
 
 #: Candidates for which the predictor's token term is evaluated; the others take the state's value.
@@ -59,16 +61,18 @@ class Steering:
         input_ids: torch.Tensor,
         scores: torch.Tensor,
         state: ThinkingState,
-        outlook: Outlook,
+        forecast: ForecastOfStep,
         *,
         active: torch.Tensor,
+        near: torch.Tensor,
         left: torch.Tensor,
         minimum: torch.Tensor,
         closing_ids: torch.Tensor,
         boundaries: Boundaries | None,
         temperature: float | torch.Tensor,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Guided scores [B, V], and [B] log probability by the state alone that the thought ends in time.
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Guided scores [B, V], and [B] log probability by the state alone that the thought ends in time; None where
+        no row is steered or ``near``, as far as that is known on the host.
 
         Rows that are not steered at this step keep their scores, and so do the tokens that close the thought.
 
@@ -76,8 +80,9 @@ class Steering:
             input_ids: [B, T] prefixes.
             scores: [B, V] logits.
             state: of the rows.
-            outlook: the forecast at this step.
-            active: [B] bool, rows in a thought that is limited; of the others nothing is computed.
+            forecast: at this step.
+            active: [B] bool, rows in a thought that is limited, which may be steered.
+            near: [B] bool, rows of which the log probability is needed in any case.
             left: [B] int64 thinking tokens left.
             minimum: [B] int64, the lower end of a target.
             closing_ids: [B, c] int64, tokens that close, or go on closing, the thought.
@@ -85,14 +90,16 @@ class Steering:
             temperature: a number or [B, 1].
         """
         assert self.forecast is not None
-        action = active.to(torch.int8) * Action.EVALUATE
+        steered = torch.zeros_like(active)
         if self.strength > 0:
             steered = active & self.guided(input_ids, state, boundaries)
-            action = torch.where(steered, int(Action.GUIDE), action)
+        if not may_hold(steered | near):
+            return scores, None
+        action = torch.where(steered, int(Action.GUIDE), near.to(torch.int8) * Action.EVALUATE)
         lower = None
         if self.limits.has_target:
             missing = minimum - state.used  # content that a thought of the smallest size still needs
-            aims = repeat_to(self.limits.target, scores.shape[0], scores.device) & (missing > 0)
+            aims = self.limits.on(len(scores), scores.device).target & (missing > 0)
             lower = torch.where(aims, missing - 1, -1)
         rows = pack_rows(
             action,
@@ -103,7 +110,9 @@ class Steering:
             lower=lower,
         )
         top, candidates = top_candidates(scores, min(CANDIDATES, scores.shape[1]))
-        return self.forecast.guide(scores, outlook, top, candidates, rows, interval=lower is not None)
+        return self.forecast.guide(
+            scores, forecast.outlook(), top, candidates, rows, interval=lower is not None
+        )
 
     def guided(
         self, input_ids: torch.Tensor, state: ThinkingState, boundaries: Boundaries | None

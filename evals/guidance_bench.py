@@ -103,19 +103,15 @@ def methods(subject: Subject, batch: int, thinking_tokens: int, steps: int, k: i
     first = 3 + thinking_tokens
     common: dict[str, Any] = {"thinking_budget": budget, "prompt_length": 3}
     cut = BudgetController(DELIMITERS, **common)
-    ours = BudgetController(
-        DELIMITERS,
-        forecast=subject.forecast,
-        boundaries=subject.boundaries,
-        max_new_tokens=2 * budget,
-        **common,
-    )
+    common |= {"forecast": subject.forecast, "boundaries": subject.boundaries, "max_new_tokens": 2 * budget}
+    ours, by_lines = (BudgetController(DELIMITERS, guided_steps=g, **common) for g in ("every", "line"))
     dictionaries = DictBudgets([budget] * batch, (OPEN,), (CLOSE,))
     found: dict[str, Step] = {
         "hard cut": lambda i: cut(ids[:, : first + i], scores),
         "dict state machine": lambda i: dictionaries.step([row[first + i - 1] for row in last], scores),
         "guidance": lambda i: guide(subject.forecast, scores, left, k),
         "controller": lambda i: ours(ids[:, : first + i], scores),
+        "controller, by lines": lambda i: by_lines(ids[:, : first + i], scores),
     }
     if device.type == "cuda":
         found["guidance, reference"] = lambda i: guide_by_reference(subject.forecast, scores, left, k)

@@ -16,6 +16,7 @@ METHODS = (
     "guidance, reference",
     "guidance, CUDA graph",
     "controller",
+    "controller, by lines",
     "published predictor",
 )
 

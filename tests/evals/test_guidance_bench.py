@@ -30,6 +30,14 @@ from budgetctl.evals.guidance_subjects import (
 )
 from budgetctl.evals.published_predictor import PublishedPredictor
 
+METHODS = (
+    "hard cut",
+    "dict state machine",
+    "guidance",
+    "controller",
+    "controller, by lines",
+    "published predictor",
+)
 CPU = torch.device("cpu")
 HIDDEN, VOCAB = 8, 96
 # BERT-base: width, inner width, layers, positions, token types.
@@ -120,11 +128,7 @@ def test_rows_begin_with_an_opened_thought_and_grow(subject: Subject) -> None:
 
 def test_every_method_is_timed(tiny: Subject) -> None:
     found = list(bench(tiny, [1, 2], thinking_tokens=64, steps=24, seconds=0.0))
-    assert [(t.method, t.batch) for t in found] == [
-        (method, batch)
-        for batch in (1, 2)
-        for method in ("hard cut", "dict state machine", "guidance", "controller", "published predictor")
-    ]
+    assert [(t.method, t.batch) for t in found] == [(method, batch) for batch in (1, 2) for method in METHODS]
     assert all(t.ms > 0 and t.step_ms for t in found)
     assert {t.vocab for t in found} == {VOCAB}
 
