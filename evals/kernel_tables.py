@@ -1,7 +1,8 @@
-"""The tables of docs/kernels.md: ``python -m budgetctl.evals.kernel_tables accuracy|resources|roofline``.
+"""The tables of docs/kernels.md: ``python -m budgetctl.evals.kernel_tables accuracy|resources|roofline|recovery``.
 
 ``accuracy`` compares log P with mpmath on a grid; with ``TRITON_INTERPRET=1`` (or a CUDA device) the Triton kernel too.
 ``resources`` compiles the guidance kernel ahead of time, without a GPU. ``roofline`` counts what one launch moves.
+``recovery`` times the way from logits to the predictor's features.
 """
 
 from __future__ import annotations
@@ -17,6 +18,9 @@ from rich.console import Console
 
 from budgetctl.kernels.log_gamma_cdf import log_gamma_cdf
 from budgetctl.kernels.resources import DEVICES, compiled_resources, launch_cost
+from budgetctl.predictors.folded import FoldedFeatures
+from budgetctl.predictors.gamma import GammaLengthPredictor, GammaPredictorConfig
+from budgetctl.predictors.hidden_state import LogitsHiddenState
 
 SHAPES = (1e-3, 1e-2, 0.1, 0.5, 1.0, 2.0, 2.99, 3.01, 5.99, 6.01, 10.0, 30.0, 100.0, 300.0, 1e3, 3e3, 1e4)
 LOG_PROBS = (-700.0, -500.0, -300.0, -100.0, -30.0, -10.0, -3.0, -1.0, -0.3, -0.1, -1e-2, -1e-4, -1e-8)
@@ -24,6 +28,8 @@ BANDS = ((-750.0, -100.0), (-100.0, -10.0), (-10.0, -1.0), (-1.0, 0.0))
 BATCHES = (1, 8, 32, 128)
 VOCABS = (32_000, 151_936, 256_000)
 DIGITS = 40
+#: Hidden size and vocabulary of the embedded reasoner and of Qwen3-0.6B.
+RECOVERED = ((256, 384), (1024, 151_936))
 
 app = typer.Typer(help=__doc__, add_completion=False)
 
@@ -160,6 +166,41 @@ def roofline() -> None:
                     f"| {tail} | {batch} | {f'{vocab:,}' if tail == 'exact' else 'any'} | {cost.programs} | {cost.bytes / 1e6:.3f} "
                     f"| {cost.flops / 1e6:.2f} | " + " | ".join(least) + " |"
                 )
+    _show(lines)
+
+
+@app.command()
+def recovery(
+    batches: Annotated[str, typer.Option(help="batch sizes")] = "1,8",
+    seconds: Annotated[float, typer.Option(help="measuring time of each")] = 2.0,
+) -> None:
+    """Milliseconds from logits to features on this machine's CPU: through the hidden state, and folded (medians)."""
+    from torch.utils.benchmark import Timer
+
+    lines = [
+        "| d | V | anchors | batch | ms through the hidden state | ms folded | ratio |",
+        "|---" * 7 + "|",
+    ]
+    for hidden, vocab in RECOVERED:
+        torch.manual_seed(0)
+        embedding = 0.02 * torch.randn(vocab, hidden)
+        predictor = GammaLengthPredictor(GammaPredictorConfig(hidden))
+        source = LogitsHiddenState(embedding)
+        features = FoldedFeatures(source, *predictor.input_map(), torch.float32)
+        for batch in map(int, batches.split(",")):
+            names = {"features": features, "scores": torch.randn(batch, hidden) @ embedding.T}
+            with torch.inference_mode():
+                before, after = (
+                    1e3
+                    * Timer(statement, globals=names, num_threads=torch.get_num_threads())
+                    .blocked_autorange(min_run_time=seconds)
+                    .median
+                    for statement in ("features.through_hidden_state(scores)", "features(scores)")
+                )
+            lines.append(
+                f"| {hidden} | {vocab:,} | {len(source.anchors):,} | {batch} | {before:.3f} | {after:.3f} "
+                f"| {before / after:.1f}x |"
+            )
     _show(lines)
 
 

@@ -17,13 +17,13 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from budgetctl.evals.kernel_tables import exact_log_cdf, grid
+from budgetctl.kernels import gamma_guidance as module
 from budgetctl.kernels import reference
 from budgetctl.kernels.gamma_guidance import (
     Action,
     GuidanceHead,
     _launch,
     gamma_guidance,
-    launch_options,
     pack_rows,
 )
 from budgetctl.kernels.log_gamma_cdf import log_gamma_cdf
@@ -168,16 +168,20 @@ def test_negative_zeros_of_untouched_rows_stay() -> None:
     assert torch.equal(new[1].view(torch.int32), case[0][1].view(torch.int32))
 
 
-def test_a_program_with_several_blocks_of_the_vocabulary() -> None:
-    """So many rows that a program takes more than one block; the last is not full."""
-    case = make(350, 20_000, 2, 1, 4, 1)
-    parts, constants = launch_options(350, 20_000, 2, 1, case[2], interval=False, exact=True, in_place=False)
+def test_a_program_with_several_blocks_of_the_vocabulary(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two of the three blocks, the last of which is not full."""
+    monkeypatch.setattr(module, "ENOUGH_PROGRAMS", 9)
+    case = make(6, 20_000, 2, 1, 4, 1)
+    parts, constants = module.launch_options(
+        6, 20_000, 2, 1, case[2], interval=False, exact=True, in_place=False
+    )
     assert (parts, constants["BLOCKS"]) == (2, 2)
-    new, _ = _launch(*case, False, True, None)
     expected, _ = reference.gamma_guidance(*in_double(case))
     finite = expected.isfinite()
-    assert torch.equal(new.isfinite(), finite)
-    assert ((new - expected)[finite].abs() / (1 + expected[finite].abs())).max() < 3e-5
+    for out in (None, case[0]):
+        found, _ = _launch(*case, False, True, out)
+        assert torch.equal(found.isfinite(), finite)
+        assert ((found - expected)[finite].abs() / (1 + expected[finite].abs())).max() < 3e-5
 
 
 def test_rows_that_are_views() -> None:
