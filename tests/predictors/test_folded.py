@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from budgetctl.predictors import folded as module
 from budgetctl.predictors.folded import FoldedFeatures
 from budgetctl.predictors.gamma import FLOOR, GammaLengthPredictor, GammaPredictorConfig
 from budgetctl.predictors.hidden_state import LogitsHiddenState
@@ -93,6 +94,23 @@ def test_only_rows_with_a_ban_take_the_way_through_the_hidden_state(weight, pred
     whole = [0, 1, 3, 4]
     torch.testing.assert_close(found[whole], folded(logits[whole]), rtol=1e-12, atol=1e-12)
     assert folded(torch.full_like(logits, -torch.inf)).isfinite().all()
+
+
+@pytest.mark.parametrize("own_logits", [False, True])
+def test_on_a_device_that_is_not_stopped(weight, predictor, own_logits, monkeypatch):
+    monkeypatch.setattr(module, "_may_look", lambda device: False)
+    _, logits = logits_of(weight)
+    source = LogitsHiddenState(weight, dtype=torch.float64)
+    folded = features(predictor, source)
+    expected = through_the_hidden_state(predictor, source(logits))
+    torch.testing.assert_close(folded(logits, own_logits), expected, rtol=1e-12, atol=1e-12)
+    # A ban is exact unless the logits are said to have none; then it counts as the mean.
+    logits[2, 5:9] = -torch.inf
+    found = folded(logits, own_logits)
+    assert found.isfinite().all()
+    torch.testing.assert_close(found[[0, 1, 3, 4]], expected[[0, 1, 3, 4]], rtol=1e-12, atol=1e-12)
+    exact = bool(torch.allclose(found[2], expected[2], rtol=1e-3, atol=1e-3))
+    assert exact != own_logits
 
 
 def test_the_head_is_the_predictor_after_its_first_layer(weight, predictor):
