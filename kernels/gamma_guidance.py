@@ -23,7 +23,7 @@ __all__ = ["Action", "GuidanceHead", "gamma_guidance", "has_triton", "launch_opt
 
 TAILS = ("exact", "relative")
 #: Tokens that a program writes at a time, and warps of a program.
-BLOCK_VOCAB = 8192
+BLOCK_VOCAB = 4096
 WARPS = 4
 #: Programs that fill a large GPU (four on each of 128 multiprocessors). Beyond, a program takes several blocks of the
 #: vocabulary, because each evaluates its row's candidates anew.

@@ -143,8 +143,7 @@ def gamma_guidance_kernel(
     action = tl.load(row + _ACTION).to(tl.int32)
     guided = action == _GUIDE
     evaluated = guided | ((action == _EVALUATE) & (part == 0))
-    # Adding -0.0 leaves every number as it is, bit for bit.
-    rest = -0.0
+    rest = 0.0
     state = 0.0
     lane = tl.arange(0, LANES)
     push = lane * 0.0
@@ -189,7 +188,7 @@ def gamma_guidance_kernel(
         push = (fit - best) * scale
         # The close keeps its logit wherever it stands in the ranking; it is written as such below.
         token = tl.where(closing, -1, token)
-        rest = tl.where(guided, tl.minimum(state - best, 0.0) * scale, -0.0)
+        rest = tl.minimum(state - best, 0.0) * scale
 
     if part == 0:
         tl.store(state_fit + index, state)
@@ -213,7 +212,9 @@ def gamma_guidance_kernel(
                 tl.debug_barrier()
                 for block in range(BLOCKS):
                     v = first + block * BLOCK_V + at
-                    value = tl.load(logits + v, mask=v < VOCAB, other=0.0).to(tl.float32) + rest
+                    value = tl.load(logits + v, mask=v < VOCAB, other=0.0).to(tl.float32)
+                    # Selected, not added as zero: a negative zero stays one.
+                    value = tl.where(guided, value + rest, value)
                     tl.store(out + v, value.to(out.dtype.element_ty), mask=v < VOCAB)
                 tl.debug_barrier()
         else:

@@ -169,13 +169,13 @@ def test_negative_zeros_of_untouched_rows_stay() -> None:
 
 
 def test_a_program_with_several_blocks_of_the_vocabulary(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two of the three blocks, the last of which is not full."""
+    """Two of the five blocks, the last of which is not full."""
     monkeypatch.setattr(module, "ENOUGH_PROGRAMS", 9)
     case = make(6, 20_000, 2, 1, 4, 1)
     parts, constants = module.launch_options(
         6, 20_000, 2, 1, case[2], interval=False, exact=True, in_place=False
     )
-    assert (parts, constants["BLOCKS"]) == (2, 2)
+    assert (parts, constants["BLOCKS"]) == (3, 2)
     expected, _ = reference.gamma_guidance(*in_double(case))
     finite = expected.isfinite()
     for out in (None, case[0]):
