@@ -42,8 +42,8 @@ class ThinkingDelimiters:
             are no part of its text.
 
     Raises:
-        DelimiterError: when a sequence is empty, or an open and a close sequence can overlap in a text (then
-            where a thought ends would be ambiguous).
+        DelimiterError: when a sequence is empty, an open and a close sequence can overlap in a text (then where a
+            thought ends would be ambiguous), or one ends a thought inside the forced close (over the budget then).
     """
 
     open_ids: Tokens
@@ -81,6 +81,12 @@ class ThinkingDelimiters:
                         f"open tokens {list(opening)} and close tokens {list(end)} can overlap: expected markers "
                         "that share no end; choose other open_text/close_text"
                     )
+        for end in self.all_ends:
+            if _stands_inside(end, self.forced_end_ids):
+                raise DelimiterError(
+                    f"close tokens {list(end)} stand inside the forced close {list(self.forced_end_ids)}: expected a "
+                    "forced close that ends the thought with its last token; choose another phrase before it"
+                )
 
     @property
     def all_opens(self) -> tuple[Tokens, ...]:
@@ -283,6 +289,11 @@ def _can_overlap(a: Tokens, b: Tokens) -> bool:
         if a[low:high] == b[low - shift : high - shift]:
             return True
     return False
+
+
+def _stands_inside(inner: Tokens, outer: Tokens) -> bool:
+    """Whether ``inner`` stands in ``outer`` with other tokens on both sides."""
+    return any(outer[at : at + len(inner)] == inner for at in range(1, len(outer) - len(inner)))
 
 
 __all__ = ["FAMILIES", "Family", "ThinkingDelimiters", "find_delimiters"]

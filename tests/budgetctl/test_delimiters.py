@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
 import torch
@@ -347,6 +348,17 @@ def test_markers_that_can_overlap_are_refused(opening: tuple[int, ...], end: tup
     with pytest.raises(DelimiterError, match="can overlap"):
         ThinkingDelimiters(opening, (end,), end)
     ThinkingDelimiters((4, 5), (end,), end)
+
+
+@pytest.mark.parametrize("inner", [{"natural_end_ids": ((8,), (9,))}, {"tool_call_ids": ((7, 8),)}])
+def test_a_forced_close_that_would_end_the_thought_early_is_refused(inner: dict[str, Any]) -> None:
+    """Its first tokens would then be thinking tokens over the budget."""
+    markers: dict[str, Any] = {"open_ids": (4,), "natural_end_ids": ((9,),), "forced_end_ids": (6, 7, 8, 9)}
+    with pytest.raises(DelimiterError, match="stand inside the forced close") as caught:
+        ThinkingDelimiters(**(markers | inner))
+    assert "\n" not in str(caught.value)
+    for whole in (((8, 9),), ((6, 7),), ((7, 8, 5),)):  # its end, its beginning, more than it has
+        ThinkingDelimiters(**(markers | {"natural_end_ids": whole}))
 
 
 def test_embedded_reasoner() -> None:
