@@ -96,6 +96,35 @@ def next_marker_ids(
     return torch.stack(ids, 1), torch.stack(completes, 1)
 
 
+def half_written_ids(
+    input_ids: torch.Tensor, within: torch.Tensor, variants: tuple[tuple[int, ...], ...], most: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Tokens after which a row would end with more than ``most`` [B] tokens of a marker that is not complete.
+
+    Args:
+        input_ids: [B, T] int64.
+        within: [B] int64, how many of the row's last tokens a half-written marker may lie in.
+        variants: the token sequences that spell the marker.
+        most: [B] int64.
+
+    Returns:
+        ``(ids, there)``: [B, n] int64 last token of each beginning of each variant, and [B, n] bool whether the row
+        ends with what comes before it.
+    """
+    ids, there = [], []
+    for variant in variants:
+        for before in range(min(len(variant) - 1, input_ids.shape[1] + 1)):
+            begun = (within >= before) & (most <= before)
+            for back in range(before):
+                begun = begun & (input_ids[:, back - before] == variant[back])
+            ids.append(variant[before])
+            there.append(begun)
+    if not ids:
+        none = within.new_zeros(len(within), 0)
+        return none, none.bool()
+    return constant(tuple(ids), within.device).expand(len(within), -1), torch.stack(there, 1)
+
+
 def fold_end_of_sequence(
     scores: torch.Tensor,
     rows: torch.Tensor,

@@ -14,6 +14,7 @@ from budgetctl.closing import (
     Boundaries,
     closing_window,
     fold_end_of_sequence,
+    half_written_ids,
     next_marker_ids,
 )
 from budgetctl.delimiters import ThinkingDelimiters
@@ -167,7 +168,7 @@ class BudgetController(LogitsProcessor):
         result = scores
         if may_hold(state.thinking & limited) or (self.limits.has_minimum and may_hold(state.thinking)):
             result = self._think(
-                input_ids, scores, reading, forecast, limits, limited, left, window, temperature
+                input_ids, scores, reading, forecast, limits, limited, caps, left, window, temperature
             )
         answering = limited & ~state.thinking & ~state.finished
         if may_hold(answering):
@@ -185,6 +186,7 @@ class BudgetController(LogitsProcessor):
         forecast: ForecastOfStep | None,
         limits: RowTensors,
         limited: torch.Tensor,
+        caps: torch.Tensor,
         left: torch.Tensor,
         window: torch.Tensor,
         temperature: float | torch.Tensor,
@@ -232,6 +234,10 @@ class BudgetController(LogitsProcessor):
             too_early = completes & (state.used[:, None] - before < limits.minimum[:, None])
             steered = ban_tokens(steered, closing_ids, too_early & (state.thinking & ~spent)[:, None])
             banned = constant(eos_ids, device).expand(len(scores), -1)
+            # The forced close goes on with what stands at the budget's end, which must not reach below the minimum.
+            begun_ids, begun = half_written_ids(input_ids, state.used, ends, caps - limits.minimum)
+            last = active & (caps - state.used == 1)
+            steered = ban_tokens(steered, begun_ids, begun & last[:, None])
             steered = ban_tokens(steered, banned, too_short[:, None].expand_as(banned))
         early = self._ends_early(input_ids, state, open_ended, state_fit, left, window)
         inside = None

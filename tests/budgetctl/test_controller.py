@@ -160,6 +160,26 @@ def test_the_minimum_counts_what_a_spelling_leaves(markers: Any) -> None:
         assert bool(scores[0, 14].isfinite()) == closable, thought
 
 
+def test_the_last_token_of_a_budget_begins_no_close_that_reaches_below_the_minimum(markers: Any) -> None:
+    """The forced close would go on with it, and take the thought's last tokens in."""
+    case = markers["spelled, template"]  # closed by (12, 13, 14), (15, 13, 14) or (15, 14)
+    for thought, minimum, banned in (
+        ([5, 6], 3, {12, 15}),
+        ([5, 6], 2, set()),
+        ([5, 6], 0, set()),
+        ([5], 3, set()),  # one more token fits
+        ([5, 12], 3, {12, 13, 15}),
+        ([5, 12], 2, {13}),
+        ([5, 12], 1, set()),
+        ([5, 15], 3, {12, 13, 14, 15}),
+    ):
+        ids = torch.tensor([[7, 8, 9, 10, *thought]])
+        controller = BudgetController(case, thinking_budget=3, min_thinking_tokens=minimum, prompt_length=4)
+        scores = controller(ids, torch.zeros(1, 18))
+        refused = set(scores.isinf().nonzero()[:, 1].tolist()) - {1}
+        assert refused == banned, (thought, minimum)
+
+
 def test_the_minimum_holds_against_a_small_effort(run: Any, markers: Any, count: Any) -> None:
     case = markers["opened by the template"]
     sequences, width = run(case, 3, steer=True, effort=0.001, min_thinking_tokens=4)
