@@ -7,6 +7,9 @@ import torch
 from budgetctl.closing import probability_of
 from budgetctl.ledger import CloseLog
 
+#: A close of less than this share of the likeliest token's probability is drawn next to never.
+SELDOM = 1e-4
+
 
 def record_close(
     log: CloseLog,
@@ -22,6 +25,9 @@ def record_close(
 ) -> None:
     """Keep in ``log`` what :meth:`CloseLog.kinds` needs of one step.
 
+    Where a close has next to no probability, that of the likeliest token is taken for the sum over the vocabulary,
+    which is most of the work; but not on devices that would have to be waited for to know.
+
     Args:
         log: of the request.
         keys: [B] int64, hash of the prefix and the request; 0 for rows of which nothing is noted.
@@ -33,11 +39,23 @@ def record_close(
         exits: [B] bool, by an early exit.
         greedy: the most likely token is taken, so that probabilities do not matter.
     """
-    if greedy:
-        wanted = allowed = torch.zeros_like(before[:, 0])
-    else:
-        wanted = probability_of(before, closing_ids, temperature)
-        allowed = wanted if after is before else probability_of(after, closing_ids, temperature)
-    preferred = before.gather(1, closing_ids).amax(1) >= before.amax(1)
+    gaps = [_below_the_likeliest(scores, closing_ids) for scores in (before, after)]
+    wanted, allowed = gaps[0], gaps[1]
+    if not greedy:
+        warmth = temperature if isinstance(temperature, int | float) else temperature[:, 0]
+        wanted, allowed = ((gap / warmth).exp() for gap in gaps)
+        rows = (torch.maximum(wanted, allowed) > SELDOM) & (keys != 0)
+        if rows.device.type != "cpu":
+            wanted, allowed = (probability_of(scores, closing_ids, temperature) for scores in (before, after))
+        elif bool(rows.any()):
+            at = rows.nonzero()[:, 0]
+            warm = temperature if isinstance(temperature, int | float) else temperature[at]
+            wanted[at] = probability_of(before[at], closing_ids[at], warm)
+            allowed[at] = wanted[at] if after is before else probability_of(after[at], closing_ids[at], warm)
     early = () if exits is None else (exits,)
-    log.record(keys, wanted, allowed, preferred, forced, *early)
+    log.record(keys, wanted, allowed, gaps[0] >= 0, forced, *early)
+
+
+def _below_the_likeliest(scores: torch.Tensor, token_ids: torch.Tensor) -> torch.Tensor:
+    """[B] logit of the likeliest of ``token_ids`` [B, c] less the row's highest, in ``scores`` [B, V]."""
+    return scores.gather(1, token_ids).amax(1) - scores.amax(1)

@@ -131,8 +131,11 @@ def fold_end_of_sequence(
     eos_ids: tuple[int, ...],
     closing_ids: torch.Tensor,
     temperature: float | torch.Tensor,
+    *,
+    in_place: bool = False,
 ) -> torch.Tensor:
-    """End of sequence inside a limited thought: its probability goes to the closing token [B], itself is banned."""
+    """End of sequence inside a limited thought: its probability goes to the closing token [B], itself is banned.
+    With ``in_place`` the ``scores`` [B, V] themselves are written to."""
     if not eos_ids or not may_hold(rows):
         return scores
     columns = constant(eos_ids, scores.device).expand(scores.shape[0], -1)
@@ -142,7 +145,8 @@ def fold_end_of_sequence(
     where = rows[:, None]
     banned = torch.where(where, -torch.inf, both[:, 1:])
     # Should they be one token, the close is what counts.
-    return scores.scatter(1, columns, banned).scatter_(1, closing, torch.where(where, joined, both[:, :1]))
+    folded = scores if in_place else scores.clone()
+    return folded.scatter_(1, columns, banned).scatter_(1, closing, torch.where(where, joined, both[:, :1]))
 
 
 def probability_of(

@@ -225,7 +225,8 @@ class BudgetController(LogitsProcessor):
             open_ended = open_ended & ~extended
             foldable = foldable | (active & extended)
         eos_ids = tuple(token for token in self.delimiters.eos_ids if token < scores.shape[1])
-        steered = fold_end_of_sequence(steered, foldable, eos_ids, forced_ids, temperature)
+        own = steered is not scores
+        steered = fold_end_of_sequence(steered, foldable, eos_ids, forced_ids, temperature, in_place=own)
         if self.extension is not None:
             steered = self.extension.apply(steered, input_ids, state, extended, closing_ids, temperature)
         if too_short is not None:
@@ -233,11 +234,11 @@ class BudgetController(LogitsProcessor):
             before = constant(tuple(len(end) - 1 for end in ends), device)
             too_early = completes & (state.used[:, None] - before < limits.minimum[:, None])
             steered = ban_tokens(steered, closing_ids, too_early & (state.thinking & ~spent)[:, None])
-            banned = constant(eos_ids, device).expand(len(scores), -1)
             # The forced close goes on with what stands at the budget's end, which must not reach below the minimum.
             begun_ids, begun = half_written_ids(input_ids, state.used, ends, caps - limits.minimum)
             last = active & (caps - state.used == 1)
             steered = ban_tokens(steered, begun_ids, begun & last[:, None])
+            banned = constant(eos_ids, device).expand(len(scores), -1)
             steered = ban_tokens(steered, banned, too_short[:, None].expand_as(banned))
         early = self._ends_early(input_ids, state, open_ended, state_fit, left, window)
         inside = None
