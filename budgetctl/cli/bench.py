@@ -104,7 +104,6 @@ def guidance(
         makers += [lambda size=size: logits_alone(size, place, HIDDEN) for size in vocabs]
         timings: list[Timing] = []
         sweeps: dict[str, list[Timing]] = {}
-        options = {"steps": steps, "seconds": seconds}
 
         def keep() -> dict[str, Any]:
             result = {
@@ -125,8 +124,9 @@ def guidance(
                     subject,
                     batches,
                     thinking_tokens=min(thinking_tokens, room),
+                    steps=steps,
+                    seconds=seconds,
                     compiled=compiled,
-                    **options,
                 )
                 for timing in found:
                     timings.append(timing)
@@ -136,7 +136,7 @@ def guidance(
             if png is not None:
                 for name in ("thinking_tokens", "rows", "vocab"):
                     bar.update(task, description=f"sweep of {name}")
-                    sweeps[name] = list(sweep(name, place, **options))
+                    sweeps[name] = list(sweep(name, place, steps=steps, seconds=seconds))
                     keep()
                     bar.advance(task)
                 guidance_report.draw(sweeps, png)
