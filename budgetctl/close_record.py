@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from budgetctl.closing import probability_of
+from budgetctl.kernels.host_reads import may_look
 from budgetctl.ledger import CloseLog
 
 #: A close of less than this share of the likeliest token's probability is drawn next to never.
@@ -45,7 +46,7 @@ def record_close(
         warmth = temperature if isinstance(temperature, int | float) else temperature[:, 0]
         wanted, allowed = ((gap / warmth).exp() for gap in gaps)
         rows = (torch.maximum(wanted, allowed) > SELDOM) & (keys != 0)
-        if rows.device.type != "cpu":
+        if not may_look(rows.device):
             wanted, allowed = (probability_of(scores, closing_ids, temperature) for scores in (before, after))
         elif bool(rows.any()):
             at = rows.nonzero()[:, 0]

@@ -6,6 +6,8 @@ from functools import lru_cache
 
 import torch
 
+from budgetctl.kernels.host_reads import may_look
+
 
 @lru_cache(maxsize=1024)
 def constant(values: tuple[int, ...], device: torch.device) -> torch.Tensor:
@@ -19,4 +21,4 @@ def constant(values: tuple[int, ...], device: torch.device) -> torch.Tensor:
 
 def may_hold(rows: torch.Tensor) -> bool:
     """Whether any of ``rows`` bool may be true: False only where that is known without waiting for a device."""
-    return rows.device.type != "cpu" or bool(rows.any())
+    return not may_look(rows.device) or bool(rows.any())

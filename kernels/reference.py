@@ -11,6 +11,7 @@ import math
 import torch
 from torch.nn import functional as F
 
+from budgetctl.kernels.host_reads import may_look
 from budgetctl.kernels.log_gamma_cdf import log_gamma_cdf
 from budgetctl.kernels.row_state import (
     ACTION,
@@ -52,7 +53,7 @@ def gamma_guidance(
     """
     work = torch.promote_types(torch.promote_types(features.dtype, candidate_scores.dtype), torch.float32)
     action, temperature, strength = (rows[:, i, None] for i in (ACTION, TEMPERATURE, STRENGTH))
-    guided, forced = action == Action.GUIDE, action == Action.FORCE
+    guided, forced = action == int(Action.GUIDE), action == int(Action.FORCE)
     closing_ids = rows[:, CLOSING:].long()
     fit = _fit(features, head, candidate_ids, rows, interval).to(work)
     push, rest = guidance_push(
@@ -63,7 +64,7 @@ def gamma_guidance(
         closing_ids,
         (temperature * strength).to(work),
     )
-    state_fit = fit[:, 0].masked_fill((action == Action.LEAVE).logical_or_(forced).squeeze(1), 0.0)
+    state_fit = fit[:, 0].masked_fill(((action == int(Action.LEAVE)) | forced).squeeze(1), 0.0)
 
     ids = torch.cat([candidate_ids, closing_ids], 1)
     before = logits.gather(1, ids)
@@ -81,7 +82,7 @@ def gamma_guidance(
             result = (logits + rest).to(logits.dtype)
             result = result if out is None else out.copy_(result)
     result.scatter_(1, ids, torch.where(guided, (before + added).to(logits.dtype), before))
-    if logits.device.type != "cpu" or bool(forced.any()):
+    if not may_look(logits.device) or bool(forced.any()):
         result.masked_fill_(forced, -torch.inf)
         token = rows[:, FORCED, None].long()
         result.scatter_(1, token, torch.where(forced, 0.0, result.gather(1, token)))

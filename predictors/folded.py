@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import torch
 
+from budgetctl.kernels.host_reads import may_look
 from budgetctl.predictors.hidden_state import LogitsHiddenState
 
 
@@ -46,7 +47,7 @@ class FoldedFeatures:
                 row's mean, so that the result is finite.
         """
         logits = self.source.anchor_logits(scores)
-        if _may_look(scores.device):
+        if may_look(scores.device):
             whole = logits.sum(1, keepdim=True).isfinite()
             linear = self.source.linear(logits)
             folded = self._folded(linear - linear.mean(1, keepdim=True))
@@ -63,8 +64,3 @@ class FoldedFeatures:
     def through_hidden_state(self, scores: torch.Tensor) -> torch.Tensor:
         """The same [B, n] in two products, the hidden state between them; exact for banned anchors."""
         return torch.addmm(self._bias, self.source(scores).to(self.dtype), self._weight)
-
-
-def _may_look(device: torch.device) -> bool:
-    """Whether values can be read without a stop of the device."""
-    return device.type == "cpu"

@@ -98,7 +98,7 @@ def test_only_rows_with_a_ban_take_the_way_through_the_hidden_state(weight, pred
 
 @pytest.mark.parametrize("own_logits", [False, True])
 def test_on_a_device_that_is_not_stopped(weight, predictor, own_logits, monkeypatch):
-    monkeypatch.setattr(module, "_may_look", lambda device: False)
+    monkeypatch.setattr(module, "may_look", lambda device: False)
     _, logits = logits_of(weight)
     source = LogitsHiddenState(weight, dtype=torch.float64)
     folded = features(predictor, source)
