@@ -25,3 +25,7 @@ class InputFileError(BudgetctlError):
 
 class KernelError(BudgetctlError):
     """A kernel was called with tensors of another shape, dtype or device than it takes."""
+
+
+class CacheError(BudgetctlError):
+    """A KV budget is impossible, or the cache that keeps it is used in a way that it cannot serve."""

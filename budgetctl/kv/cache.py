@@ -1,0 +1,163 @@
+"""``BudgetCache``: a transformers cache of a fixed number of slots, however long the sequence grows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers.cache_utils import Cache
+
+from budgetctl.errors import CacheError
+from budgetctl.kernels.kv_state import Protection
+from budgetctl.kv.layer import BudgetLayer
+from budgetctl.kv.policies import Policy, find_policy
+
+#: Slots: for every head, for each layer, or for each head of each layer.
+Capacity = int | Sequence[int] | Sequence[Sequence[int]]
+
+
+class BudgetCache(Cache):
+    """Keys and values of at most ``capacity`` tokens a layer and head, in memory that is allocated once.
+
+    >>> from budgetctl.kv import BudgetCache
+    >>> model.set_attn_implementation("budget_kv")                                 # doctest: +SKIP
+    >>> cache = BudgetCache(model.config, capacity=512)                            # doctest: +SKIP
+    >>> model.generate(**inputs, past_key_values=cache)                            # doctest: +SKIP
+
+    While everything fits the result is that of a full cache. Beyond, each new token takes the slot of the one that the
+    policy gives up; the first tokens, a prompt of at most ``prompt_share`` of the slots, the latest tokens and the answer
+    (:meth:`begin_answer`) stay. Keys keep the rotation of their own position. Rows of a left-padded batch are kept
+    apart: padding takes no slot. A prompt longer than the capacity may come in blocks
+    (``generate(prefill_chunk_size=...)``), and is then held in capacity + block slots at most; where a row's blocks end
+    depends on its padding then.
+
+    Args:
+        config: of a decoder-only model whose layers attend to all tokens.
+        capacity: slots a key-value head: one number, one a layer, or one a head of each layer (see
+            ``budgetctl.kv.allocators``).
+        policy: what to give up, or the name of it in ``budgetctl.kv.policies.POLICIES``; ``decayed-max`` by default.
+        sinks: first tokens that stay.
+        recent: latest tokens that stay; by default 32, or a quarter of the smallest capacity.
+        prompt_share: a prompt of at most this share of a head's slots stays whole.
+
+    Raises:
+        CacheError: for a model or a capacity that this cannot be.
+    """
+
+    layers: list[BudgetLayer]
+
+    def __init__(
+        self,
+        config: Any,
+        capacity: Capacity,
+        policy: Policy | str | None = None,
+        *,
+        sinks: int = 4,
+        recent: int | None = None,
+        prompt_share: float = 0.5,
+    ) -> None:
+        config = _decoder(config)
+        capacities = _by_head(capacity, config.num_hidden_layers, config.num_key_value_heads)
+        smallest = min(map(min, capacities))
+        self.policy = find_policy(policy).fitted(smallest)
+        self.protection = Protection(
+            sinks, min(32, smallest // 4) if recent is None else recent, prompt_share
+        )
+        _check_room(smallest, self.policy, self.protection)
+        if self.policy.shared_heads and any(len(set(layer)) > 1 for layer in capacities):
+            raise CacheError(
+                f"{type(self.policy).__name__} with different capacities for the heads of a layer: expected equal ones, as "
+                "all heads keep the same tokens; give one capacity a layer"
+            )
+        super().__init__(layers=[BudgetLayer(layer, self.policy, self.protection) for layer in capacities])
+
+    @property
+    def capacities(self) -> list[tuple[int, ...]]:
+        """Slots of each head, by layer."""
+        return [layer.capacities for layer in self.layers]
+
+    @property
+    def bytes_allocated(self) -> int:
+        """Bytes of all keys, values and state; 0 before the first token, and the same ever after."""
+        return sum(layer.state.bytes for layer in self.layers if layer.state is not None)
+
+    @property
+    def batch_size(self) -> int:
+        """Rows; -1 before the first token."""
+        state = self.layers[0].state
+        return -1 if state is None else len(state.keys)
+
+    def positions(self, layer_idx: int) -> torch.Tensor:
+        """[B, H, C] int32, places of the tokens that a layer holds, -1 for an empty slot, in no order."""
+        state = self.layers[layer_idx].state
+        if state is None:
+            raise CacheError("no positions yet: expected some tokens in the cache; generate first")
+        return state.head_positions()
+
+    def begin_answer(self, rows: torch.Tensor | None = None, reserve: int = 0) -> None:
+        """The thought of some rows is over: what they write from here on is never evicted.
+
+        Args:
+            rows: [B] bool; None for all. Rows that are in their answer stay there.
+            reserve: tokens of room that are made at once, by giving up the lowest of prompt and thought.
+
+        Raises:
+            CacheError: before the prompt, or for a negative reserve. Later, when the answer leaves nothing to give up.
+        """
+        if reserve < 0:
+            raise CacheError(f"a reserve of {reserve} tokens: expected 0 or more; give the answer's reserve")
+        for layer in self.layers:
+            count = -1 if layer.state is None else len(layer.state.keys)
+            asked = torch.ones(max(count, 0), dtype=torch.bool) if rows is None else rows
+            if count >= 0 and asked.shape != (count,):
+                raise CacheError(f"rows have shape {tuple(asked.shape)}: expected [{count}], one a row")
+            layer.begin_answer(asked if layer.state is None else asked.to(layer.state.keys.device), reserve)
+
+
+def _decoder(config: Any) -> Any:
+    text = config.get_text_config()
+    kinds = set(getattr(text, "layer_types", None) or ()) - {"full_attention"}
+    if not getattr(text, "layer_types", None) and getattr(text, "sliding_window", None) is not None:
+        kinds = {"sliding_attention"}
+    if getattr(config, "is_encoder_decoder", False):
+        kinds = {"cross-attention"}
+    if getattr(text, "num_kv_shared_layers", None):
+        kinds = {"shared keys and values"}
+    if kinds:
+        raise CacheError(
+            f"{type(config).__name__} has layers with {min(kinds)}: expected a decoder-only model whose layers attend to all "
+            "tokens; use transformers' own cache for it"
+        )
+    return text
+
+
+def _by_head(capacity: Capacity, layers: int, heads: int) -> list[tuple[int, ...]]:
+    each: list[Any] = [capacity] * layers if isinstance(capacity, int) else list(capacity)
+    found = [(slots,) * heads if isinstance(slots, int) else tuple(slots) for slots in each]
+    if len(found) != layers or any(len(layer) != heads for layer in found):
+        shape = f"{len(found)} layers of {sorted({len(layer) for layer in found})} heads"
+        raise CacheError(
+            f"capacities for {shape}: expected {layers} layers of {heads} key-value heads; give one number, one a layer, or "
+            "one a head of each layer"
+        )
+    if min(map(min, found)) < 1:
+        raise CacheError(f"a capacity of {min(map(min, found))}: expected at least 1 slot a head; give more")
+    return found
+
+
+def _check_room(smallest: int, policy: Policy, protection: Protection) -> None:
+    assert policy.interval is not None
+    if protection.sinks < 0 or protection.recent < 1 or not 0 <= protection.prompt_share < 1:
+        raise CacheError(
+            f"sinks={protection.sinks}, recent={protection.recent}, prompt_share={protection.prompt_share}: expected sinks "
+            "of 0 or more, at least 1 recent token and a share from 0 to below 1"
+        )
+    prompt = max(protection.sinks, int(protection.prompt_share * smallest))
+    needed = prompt + protection.recent + policy.interval
+    if needed > smallest:
+        raise CacheError(
+            f"a capacity of {smallest} slots: expected at least {needed} to have something to evict, for the first {prompt} tokens, "
+            f"the {protection.recent} latest and {policy.interval} victims; raise it, or lower sinks, recent, prompt_share or the "
+            "policy's interval"
+        )

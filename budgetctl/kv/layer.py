@@ -1,0 +1,301 @@
+"""One layer of a :class:`~budgetctl.kv.cache.BudgetCache`: transformers' side of the slots."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers.cache_utils import CacheLayerMixin
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+from budgetctl.errors import CacheError
+from budgetctl.kernels.kv_reference import decode_step, pick_victims
+from budgetctl.kernels.kv_state import Protection, SlotState
+from budgetctl.kv.answer import check_room, make_room
+from budgetctl.kv.blocks import attend_with_slots, enter
+from budgetctl.kv.policies import Policy
+
+
+class BudgetLayer(CacheLayerMixin):
+    """Slots of one layer.
+
+    ``update`` only hands keys and values on, with a note on which layer they belong to; ``attend``, called by the
+    attention function ``budget_kv``, stores them and attends. Between the two the layer is waiting, and an ``update`` of
+    a waiting layer means that another attention function has been at work.
+
+    Args:
+        capacities: slots of each key-value head.
+        policy: with its interval set.
+        protection: of positions.
+    """
+
+    is_compileable = False
+    is_croppable = False  # what a query did to importance stays
+    is_sliding = False
+    supports_early_init = False
+
+    def __init__(self, capacities: tuple[int, ...], policy: Policy, protection: Protection) -> None:
+        super().__init__()
+        assert policy.interval is not None
+        self.capacities, self.policy, self.protection = capacities, policy, protection
+        self.interval = policy.interval
+        self.state: SlotState | None = None
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget every token; the memory stays."""
+        #: Columns of the batch that have been seen, padding included.
+        self.cumulative_length = 0
+        #: Columns after which a token may have been evicted; 0 for none.
+        self.evicted_at = 0
+        #: Entries of the queue that are left.
+        self.queued = 0
+        self.generating = False
+        self.prompt_before: torch.Tensor | None = None
+        #: Columns at the first answer's begin.
+        self.answer_from: int | None = None
+        self.waiting = False
+        if self.state is not None:
+            self.state.clear()
+
+    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+        batch, heads, _, size = key_states.shape
+        if heads != len(self.capacities):
+            raise CacheError(
+                f"the layer has {heads} key-value heads: expected {len(self.capacities)}, as the configuration says; "
+                "make the cache from the configuration of this model"
+            )
+        self.state = SlotState.allocate(
+            batch,
+            self.capacities,
+            size,
+            value_states.shape[3],
+            interval=self.interval,
+            value_norms=self.policy.value_norms,
+            dtype=key_states.dtype,
+            device=key_states.device,
+        )
+        self.dtype, self.device = key_states.dtype, key_states.device
+        self.is_initialized = True
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values as they came, for :meth:`attend`.
+
+        Args:
+            key_states: [B, H, q, D], rotated.
+            value_states: [B, H, q, E].
+
+        Raises:
+            CacheError: when the model attends by another function than ``budget_kv``, or the batch has changed.
+        """
+        if self.waiting:
+            raise CacheError(
+                "keys of the step before never reached the budget's attention: expected attn_implementation='budget_kv'; "
+                "call model.set_attn_implementation('budget_kv') before generating with a BudgetCache"
+            )
+        if self.state is None:
+            self.lazy_initialization(key_states, value_states)
+        assert self.state is not None
+        if key_states.shape[0] != len(self.state.keys):
+            raise CacheError(
+                f"the batch has {key_states.shape[0]} rows: expected {len(self.state.keys)}, as before; take a new "
+                "BudgetCache for another batch"
+            )
+        self.waiting = True
+        key_states.budget_layer = self  # type: ignore[attr-defined]
+        return key_states, value_states
+
+    def attend(
+        self,
+        module: torch.nn.Module,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        mask: torch.Tensor | None,
+        scale: float,
+    ) -> torch.Tensor:
+        """Store the new tokens and attend.
+
+        Args:
+            module: the attention module.
+            query: [B, G H, q, D].
+            key: [B, H, q, D].
+            value: [B, H, q, E].
+            mask: [B, 1, q, q] bool, which new token sees which; None for causal without padding.
+            scale: factor of the logits.
+
+        Returns:
+            [B, q, G H, E].
+        """
+        assert self.state is not None
+        self.waiting = False
+        count = query.shape[2]
+        real = None if mask is None else mask[:, 0].diagonal(dim1=1, dim2=2).expand(len(key), -1)
+        width = min(self.cumulative_length, self.state.widest)
+        if count == 1 and self.cumulative_length:
+            return self._step(query, key, value, None if real is None else real[:, 0], scale)[:, None]
+        if width:
+            output = attend_with_slots(module, query, key, value, mask, self.state, scale=scale, width=width)
+        else:
+            output = sdpa_attention_forward(module, query, key, value, mask, scaling=scale)[0]
+        if real is None:
+            real = torch.ones(len(key), count, dtype=torch.bool, device=key.device)
+        if not self.generating:
+            self.prompt_before = self.state.prompts.clone()
+            self.state.prompts.copy_(self.state.lengths[:, 0] + real.sum(1))
+        enter(query, key, value, real, self.state, self.policy, self.protection, scale=scale, width=width)
+        self._seen(count)
+        self.queued = 0
+        return output
+
+    def _step(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        real: torch.Tensor | None,
+        scale: float,
+    ) -> torch.Tensor:
+        assert self.state is not None
+        self.generating = True
+        if self.queued == 0:
+            self._refill()
+        rule = self.policy.rule
+        if self.policy.window is not None and rule != "none":
+            if self.queued == self.policy.window:
+                self.state.importance.zero_()
+            elif self.queued > self.policy.window:
+                rule = "none"
+        self._seen(1)
+        self.queued -= 1
+        return decode_step(
+            query[:, :, 0],
+            key[:, :, 0],
+            value[:, :, 0],
+            self.state,
+            scale=scale,
+            rule=rule,
+            decay=self.policy.fading,
+            group=self.policy.group,
+            real=real,
+            width=min(self.cumulative_length, self.state.widest),
+        )
+
+    def _seen(self, count: int) -> None:
+        self.cumulative_length += count
+        if self.cumulative_length > min(self.capacities):
+            self.evicted_at = self.cumulative_length
+
+    def _refill(self) -> None:
+        """Name the next victims of every head."""
+        assert self.state is not None
+        if self.answer_from is not None:
+            written = self.cumulative_length - self.answer_from
+            check_room(self.state, self.protection, written=written, count=self.interval)
+        self.state.queue.copy_(self._victims())
+        self.state.cursor.zero_()
+        self.queued = self.interval
+
+    def _victims(self) -> torch.Tensor:
+        assert self.state is not None
+        reach = self.cumulative_length + self.interval
+        width = min(self.state.widest, reach)
+        # While every head has empty slots within reach no score is asked for.
+        scores = None if reach <= min(self.capacities) else self.policy.scores(self.state, width)
+        return pick_victims(self.state, scores, self.protection, count=self.interval, width=width)
+
+    def begin_answer(self, rows: torch.Tensor, reserve: int) -> None:
+        """Protect what rows write from here on, and free slots for it at once.
+
+        The lowest ``reserve`` unprotected tokens go, less the slots that are empty anyway.
+
+        Args:
+            rows: [B] bool.
+            reserve: tokens of the answer, as far as known; more find room as usual.
+        """
+        if self.state is None:
+            raise CacheError(
+                "begin_answer before the prompt: expected some tokens in the cache; generate first"
+            )
+        state = self.state
+        state.answers.copy_(state.answers.where(~rows, torch.minimum(state.answers, state.lengths[:, 0])))
+        if self.answer_from is None:
+            self.answer_from = self.cumulative_length
+        make_room(state, rows, reserve, self.policy.scores(state), self.protection)
+        self.evicted_at = self.cumulative_length
+        if self.queued:
+            # Other rows keep the victims that they have been given.
+            at = self.interval - self.queued
+            fresh = pick_victims(state, self.policy.scores(state), self.protection, count=self.queued)
+            state.queue[:, :, at:] = torch.where(rows[:, None, None], fresh, state.queue[:, :, at:])
+
+    def get_seq_length(self) -> int:
+        """Columns seen so far, padding and evicted tokens included: the logical length."""
+        return self.cumulative_length
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """The mask covers the new tokens alone; which slots are seen is the layer's business."""
+        return query_length, self.cumulative_length
+
+    def get_max_length(self) -> int:
+        """-1: a sequence may be of any length."""
+        return -1
+
+    get_max_cache_shape = get_max_length  # its name before transformers 5.20
+
+    def reorder_cache(self, beam_idx: torch.Tensor) -> None:
+        """Row i becomes row ``beam_idx[i]``, in place."""
+        if self.state is not None:
+            self.state.reorder(beam_idx)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Repeat every row ``repeats`` times."""
+        if self.state is not None:
+            rows = torch.arange(len(self.state.keys), device=self.state.keys.device)
+            self.state = self.state.select(rows.repeat_interleave(repeats))
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        """Keep the rows ``indices`` [n] (int64, or [B] bool)."""
+        if self.state is not None:
+            rows = torch.as_tensor(indices)
+            self.state = self.state.select(rows.nonzero()[:, 0] if rows.dtype == torch.bool else rows)
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Remove the latest ``-tokens_to_remove`` tokens of every row.
+
+        Raises:
+            CacheError: for a positive number, or when a token has been evicted in those steps.
+        """
+        if tokens_to_remove > 0:
+            raise CacheError(
+                f"crop({tokens_to_remove}): expected minus the number of tokens to remove, or 0; pass a negative number"
+            )
+        if self.state is None:
+            return
+        if not self.generating and self.prompt_before is not None:
+            # The latest block was a draft and no piece of the prompt.
+            self.state.prompts.copy_(self.prompt_before)
+            self.generating = True
+        if tokens_to_remove == 0:
+            return
+        left = self.cumulative_length + tokens_to_remove
+        if left < self.evicted_at:
+            raise CacheError(
+                f"crop({tokens_to_remove}) would go back to {max(left, 0)} tokens: expected at least {self.evicted_at}, as "
+                "tokens have been evicted by then; raise the capacity, or do without assisted decoding"
+            )
+        self.state.lengths.add_(tokens_to_remove).clamp_(min=0)
+        positions = self.state.head_positions()
+        self.state.put_heads(
+            self.state.positions, positions.masked_fill(positions >= self.state.lengths[:, :, None], -1)
+        )
+        self.cumulative_length, self.queued = left, 0
+
+    def offload(self) -> None:
+        raise CacheError(
+            "a BudgetCache cannot be offloaded: expected its slots on the model's device; do without"
+        )
+
+    prefetch = offload
