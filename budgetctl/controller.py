@@ -172,8 +172,8 @@ class BudgetController(LogitsProcessor):
             )
         answering = limited & ~state.thinking & ~state.finished
         if may_hold(answering):
-            late = state.generated >= limits.room
-            result = guard_answer(result, input_ids, state, self.delimiters, answering, left, window, late)
+            room = limits.room - state.generated
+            result = guard_answer(result, input_ids, state, self.delimiters, answering, left, window, room)
         if self.keeps_latest:
             self.latest = result.clone()
         return result

@@ -19,7 +19,7 @@ def guard_answer(
     rows: torch.Tensor,
     left: torch.Tensor,
     window: torch.Tensor,
-    late: torch.Tensor,
+    room: torch.Tensor,
 ) -> torch.Tensor:
     """Scores [B, V] that cannot complete a marker which does not belong there.
 
@@ -31,7 +31,7 @@ def guard_answer(
         rows: [B] bool, rows with any limit that are outside a thought and not finished; the others pass.
         left: [B] int64 thinking tokens left.
         window: [B] int64 length of the closing window; a thought opened inside it would be closed at once.
-        late: [B] bool, the answer's reserve has begun, so that no thought may be opened any more.
+        room: [B] int64 new tokens before the close of a thought must begin; no thought is opened after them.
     """
     answering, waiting = state.closed & rows, ~state.started & rows
     if not delimiters.resumes_turn:  # there, every message of an answer ends as a thought does
@@ -44,9 +44,12 @@ def guard_answer(
     # The marker of a second thought counts as thinking, and at least one token must follow it.
     marker = constant(tuple(map(len, openings)), scores.device)
     full = (left[:, None] <= marker) | (left <= window)[:, None]
-    banned = (answering[:, None] & full) | (waiting & late)[:, None]
-    within = torch.where(state.started, state.answer_tokens, input_ids.shape[1])
     beginnings = _beginnings(openings, delimiters.open_refusal)
+    # What follows the refused token is written before the thought is open.
+    rest = marker - constant(tuple(map(len, beginnings)), scores.device)
+    late = room[:, None] <= rest
+    banned = (answering[:, None] & full) | (waiting[:, None] & late)
+    within = torch.where(state.started, state.answer_tokens, input_ids.shape[1])
     opening_ids, completes = next_marker_ids(input_ids, within, beginnings)
     return ban_tokens(scores, opening_ids, completes & banned)
 

@@ -258,6 +258,22 @@ def test_no_first_thought_inside_the_reserve(markers: Any) -> None:
         assert bool(scores[0, 10].isfinite()) == open_allowed, limit
 
 
+def test_no_first_thought_whose_marker_would_end_inside_the_reserve(markers: Any) -> None:
+    """Where the marker is refused before its last token, as Harmony's is, the rest of it is written after that."""
+    case = replace(
+        markers["opened by the model"], open_ids=(10, 12, 13), open_variants=((16, 17),), open_refusal=1
+    )
+    prompt = torch.tensor([[7, 8, 9, 5, 5, 10]])
+    for limit, open_allowed in (
+        (9, True),
+        (8, False),
+        (7, False),
+    ):  # in new tokens: 3 + 2, 1 to close, 3 to answer
+        knobs: dict[str, Any] = {"max_new_tokens": limit, "answer_reserve": 3, "prompt_length": 3}
+        scores = BudgetController(case, thinking_budget=5, **knobs)(prompt, torch.zeros(1, 18))
+        assert bool(scores[0, 12].isfinite()) == open_allowed, limit
+
+
 def test_no_second_close(markers: Any) -> None:
     spelled = markers["spelled, template"]
     for answer, banned in (([], set()), ([12], set()), ([12, 13], {14}), ([15], {14}), ([5], set())):
