@@ -218,7 +218,12 @@ class BudgetController(LogitsProcessor):
         too_short = None
         if self.limits.has_minimum:
             too_short = state.thinking & (state.used - state.close_progress < limits.minimum) & ~spent
-            open_ended = open_ended & ~too_short
+            # What a close of each spelling would leave of the thought: the tokens before it are no content then.
+            before = constant(tuple(len(end) - 1 for end in ends), device)
+            too_early = completes & (state.used[:, None] - before < limits.minimum[:, None])
+            too_early = too_early & (state.thinking & ~spent)[:, None]
+            # The forced close may complete another spelling.
+            open_ended = open_ended & ~too_short & ~(too_early & (closing_ids == forced_ids[:, None])).any(1)
         foldable = active if too_short is None else active & ~too_short
         if self.extension is not None:
             extended = self.extension.due(input_ids, state, limits.minimum, left) & limited
@@ -230,10 +235,7 @@ class BudgetController(LogitsProcessor):
         if self.extension is not None:
             steered = self.extension.apply(steered, input_ids, state, extended, closing_ids, temperature)
         if too_short is not None:
-            # What a close of each spelling would leave of the thought: the tokens before it are no content then.
-            before = constant(tuple(len(end) - 1 for end in ends), device)
-            too_early = completes & (state.used[:, None] - before < limits.minimum[:, None])
-            steered = ban_tokens(steered, closing_ids, too_early & (state.thinking & ~spent)[:, None])
+            steered = ban_tokens(steered, closing_ids, too_early)
             # The forced close goes on with what stands at the budget's end, which must not reach below the minimum.
             begun_ids, begun = half_written_ids(input_ids, state.used, ends, caps - limits.minimum)
             last = active & (caps - state.used == 1)

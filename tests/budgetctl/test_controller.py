@@ -180,6 +180,24 @@ def test_the_last_token_of_a_budget_begins_no_close_that_reaches_below_the_minim
         assert refused == banned, (thought, minimum)
 
 
+def test_the_closing_window_completes_no_other_spelling_below_the_minimum(
+    markers: Any, boundaries: Any
+) -> None:
+    case = replace(markers["spelled, template"], natural_end_ids=((12, 13, 14), (15, 2, 12)))
+    ids = torch.tensor([[7, 8, 9, 10, 5, 5, 15, 2]])  # ends a line, one token before the budget's end
+    for minimum, forced in ((0, True), (2, True), (3, False)):
+        controller = BudgetController(
+            case,
+            thinking_budget=5,
+            min_thinking_tokens=minimum,
+            prompt_length=4,
+            boundaries=boundaries,
+        )
+        scores = controller(ids, torch.zeros(1, 18))
+        assert (scores.isfinite().sum() == 1) == forced, minimum
+        assert bool(scores[0, 12].isfinite()) == forced, minimum
+
+
 def test_the_minimum_holds_against_a_small_effort(run: Any, markers: Any, count: Any) -> None:
     case = markers["opened by the template"]
     sequences, width = run(case, 3, steer=True, effort=0.001, min_thinking_tokens=4)
