@@ -1,0 +1,146 @@
+"""How slots are shared between layers and heads: capacities for a :class:`~budgetctl.kv.cache.BudgetCache`.
+
+Each takes the average number of slots a head and gives out exactly that many in all. Floors are taken first and the rest
+is shared, so a floor never adds to the total (clamping after sharing, as EpiCache's script does it, does).
+
+Heads of a layer that have equal capacities are views of one tensor; unequal ones are gathered at each step on the CPU.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+
+from budgetctl.errors import CacheError
+
+
+def uniform(capacity: int, layers: int) -> list[int]:
+    """``capacity`` slots a head in every layer."""
+    return [capacity] * layers
+
+
+def by_sensitivity(
+    capacity: int, alignment: Sequence[float], *, power: float = 1.1, floor: float = 0.25
+) -> list[int]:
+    """More slots for layers whose keys change when context is missing (EpiCache, arXiv 2509.17396).
+
+    A layer's share is (1 - s)^power, with s its ``alignment`` scaled to [0, 1] over the layers.
+
+    Args:
+        capacity: slots a head, on average over the layers.
+        alignment: [L] of each layer, the cosine of its keys with and without the context (``profiles.key_alignment``);
+            the lower, the more sensitive.
+        power: how much the difference counts; 0 is uniform.
+        floor: least share of ``capacity`` of a layer, in [0, 1].
+
+    Returns:
+        [L] slots a head; their sum is L x ``capacity``.
+
+    Raises:
+        CacheError: for a floor outside [0, 1], or no layers.
+    """
+    low, high = min(alignment, default=0.0), max(alignment, default=0.0)
+    spread = high - low or 1.0
+    weights = [(1 - (a - low) / spread) ** power if high > low else 1.0 for a in alignment]
+    least = _floor(capacity, floor)
+    return apportion(capacity * len(weights), weights, [least] * len(weights))
+
+
+def by_head(capacity: int, scores: torch.Tensor, *, floor: float = 0.2) -> list[int]:
+    """Slots of the heads of one layer by how many of the layer's best keys each has (Ada-KV, arXiv 2407.11550, with its
+    floor of 0.2; on worst-case scores DefensiveKV, arXiv 2510.13334).
+
+    Args:
+        capacity: slots a head, on average over the heads.
+        scores: [H, n] of the keys of a sample prompt, comparable between heads (``profiles.importance``).
+        floor: least share of ``capacity`` of a head, in [0, 1].
+
+    Returns:
+        [H] slots; their sum is H x ``capacity``.
+
+    Raises:
+        CacheError: for a floor outside [0, 1], or scores of another shape.
+    """
+    return by_layer_and_head(capacity, [scores], floor=floor)[0]
+
+
+def by_layer_and_head(
+    capacity: int, scores: Sequence[torch.Tensor], *, floor: float = 0.2
+) -> list[list[int]]:
+    """Slots of all heads by how many of the whole model's best keys each has (Layer-DefensiveKV, arXiv 2510.13334, which
+    has no floor).
+
+    Args:
+        capacity: slots a head, on average over all heads of all layers.
+        scores: for each layer [H, n], comparable between layers and heads.
+        floor: least share of ``capacity`` of a head, in [0, 1].
+
+    Returns:
+        [L][H] slots; their sum is L x H x ``capacity``.
+
+    Raises:
+        CacheError: for a floor outside [0, 1], or scores of another shape.
+    """
+    if not scores or any(s.dim() != 2 or 0 in s.shape for s in scores):
+        shapes = [tuple(s.shape) for s in scores]
+        raise CacheError(
+            f"scores of shapes {shapes}: expected [heads, keys] for each layer; see profiles.importance"
+        )
+    least = _floor(capacity, floor)
+    heads = [head for layer in scores for head in layer.detach().double().cpu()]
+    total = capacity * len(heads)
+    # The best of each head up to the floor come first, then the best of all.
+    ranked = []
+    for at, head in enumerate(heads):
+        best = head.sort(descending=True).values.tolist()
+        ranked += [(rank >= least, -score, rank, at) for rank, score in enumerate(best)]
+    ranked.sort()
+    counts = [0] * len(heads)
+    for *_, at in ranked[:total]:
+        counts[at] += 1
+    # A prompt with fewer keys than slots leaves some to share out, the emptiest floors first.
+    floors = [max(count, least) for count in counts]
+    surplus = sum(floors) - total
+    if surplus > 0:
+        floors = counts
+    counts = apportion(total, [1.0] * len(heads), floors)
+    rows = iter(counts)
+    return [[next(rows) for _ in layer] for layer in scores]
+
+
+def apportion(total: int, weights: Sequence[float], floors: Sequence[int]) -> list[int]:
+    """Whole numbers that sum to ``total``: each its floor, and of the rest a share by weight (largest remainders).
+
+    Args:
+        total: to share out, at least the sum of ``floors``.
+        weights: not negative; all zero counts as all equal.
+        floors: as many.
+
+    Raises:
+        CacheError: when the floors do not fit, or for a weight that is negative or no number.
+    """
+    rest = total - sum(floors)
+    if not weights or len(weights) != len(floors) or rest < 0 or not all(0 <= w < math.inf for w in weights):
+        raise CacheError(
+            f"{total} slots with floors {list(floors)} and weights {list(weights)}: expected floors that fit into the total "
+            "and as many weights, none negative"
+        )
+    scale = max(weights)
+    shares = [w / scale for w in weights] if scale > 0 else [1.0] * len(weights)
+    whole = math.fsum(shares)
+    exact = [rest * share / whole for share in shares]
+    found = [math.floor(x) for x in exact]
+    order = sorted(range(len(exact)), key=lambda i: (found[i] - exact[i], i))
+    for i in range(rest - sum(found)):
+        found[order[i % len(order)]] += 1
+    return [floor + share for floor, share in zip(floors, found, strict=True)]
+
+
+def _floor(capacity: int, floor: float) -> int:
+    if not 0 <= floor <= 1 or capacity < 1:
+        raise CacheError(
+            f"capacity {capacity} with a floor of {floor}: expected at least 1 slot, and a share from 0 to 1 of it"
+        )
+    return max(1, math.floor(capacity * floor))
