@@ -44,16 +44,12 @@ class BudgetLayer(CacheLayerMixin):
 
     def reset(self) -> None:
         """Forget every token; the memory stays."""
-        #: Columns of the batch that have been seen, padding included.
-        self.cumulative_length = 0
-        #: Columns after which a token may have been evicted; 0 for none.
-        self.evicted_at = 0
-        #: Entries of the queue that are left.
-        self.queued = 0
+        self.cumulative_length = 0  # columns of the batch that have been seen, padding included
+        self.evicted_at = 0  # columns after which a token may have been evicted; 0 for none
+        self.queued = 0  # entries of the queue that are left
         self.generating = False
         self.prompt_before: torch.Tensor | None = None
-        #: Columns at the first answer's begin.
-        self.answer_from: int | None = None
+        self.answer_from: int | None = None  # columns at the first answer's begin
         self.waiting = False
         if self.state is not None:
             self.state.clear()
@@ -97,7 +93,7 @@ class BudgetLayer(CacheLayerMixin):
             )
         if self.state is None:
             self.lazy_initialization(key_states, value_states)
-        assert self.state is not None
+            assert self.state is not None
         if key_states.shape[0] != len(self.state.keys):
             raise CacheError(
                 f"the batch has {key_states.shape[0]} rows: expected {len(self.state.keys)}, as before; take a new "

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from budgetctl.errors import CacheError
 from budgetctl.kernels.kv_state import Group, Rule, SlotState
-from budgetctl.kv.redundancy import redundancy
+from budgetctl.kv.scores import guarded, pooled, redundancy
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,6 @@ class Policy:
     rule: ClassVar[Rule] = "max"
     group: ClassVar[Group] = "max"
     usual_interval: ClassVar[int] = 1
-    #: Whether the norms of values are kept.
-    value_norms: ClassVar[bool] = False
     #: Whether all heads of a layer keep the same tokens.
     shared_heads: ClassVar[bool] = False
 
@@ -57,6 +55,11 @@ class Policy:
     def fading(self) -> float:
         """Factor on importance at every token."""
         return 1.0
+
+    @property
+    def value_norms(self) -> bool:
+        """Whether the norms of values are kept."""
+        return False
 
     @property
     def window(self) -> int | None:
@@ -86,15 +89,33 @@ class Policy:
 class DecayedMax(Policy):
     """The default: the largest attention a key got from any query and head of its group, fading by ``decay`` a token.
 
-    The worst case of DefensiveKV (arXiv 2510.13334, eq. of the defensive aggregation), followed online. Without fading
-    it is worse than a sliding window, because each key is looked at when it is new and never loses that.
+    The worst case of DefensiveKV (arXiv 2510.13334), followed online. Without fading it is worse than a sliding window,
+    because each key is looked at when it is new and never loses that. Times the norm of the value, and not below
+    ``prior`` times the mean over the head's keys, so that among keys that were hardly looked at the value decides
+    (DefensiveKV: a prior of 1; 0 leaves the value out).
     """
 
     decay: float = 0.97
+    prior: float = 0.1
+    usual_interval: ClassVar[int] = 4
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.prior < float("inf"):
+            raise CacheError(
+                f"DecayedMax with prior={self.prior}: expected a number of at least 0; 0 leaves it out"
+            )
 
     @property
     def fading(self) -> float:
         return self.decay
+
+    @property
+    def value_norms(self) -> bool:
+        return self.prior > 0
+
+    def scores(self, state: SlotState, width: int | None = None) -> torch.Tensor:
+        return guarded(state, width, self.prior) if self.prior else state.heads(state.importance, width)
 
 
 @dataclass(frozen=True)
@@ -174,17 +195,13 @@ class Defensive(Windowed):
     """
 
     queries: int = 32
-    value_norms: ClassVar[bool] = True
+
+    @property
+    def value_norms(self) -> bool:
+        return True
 
     def scores(self, state: SlotState, width: int | None = None) -> torch.Tensor:
-        assert state.value_norms is not None
-        held = state.head_positions(width) >= 0
-        worst = state.heads(state.importance, width).masked_fill(~held, 0.0)
-        norms = state.heads(state.value_norms, width).masked_fill(~held, 0.0)
-        count = held.sum(2, keepdim=True).clamp(min=1)
-        prior = worst.sum(2, keepdim=True) / count
-        usual = (norms.sum(2, keepdim=True) / count).clamp(min=torch.finfo(norms.dtype).tiny)
-        return torch.maximum(worst, prior) * norms / usual
+        return guarded(state, width, 1.0)
 
 
 @dataclass(frozen=True)
@@ -230,18 +247,6 @@ class KeyDiff(Policy):
         directions = F.normalize(state.heads(state.keys, width).to(work), dim=3)
         directions = directions.masked_fill((state.head_positions(width) < 0)[..., None], 0.0)
         return -F.cosine_similarity(directions, directions.sum(2, keepdim=True), dim=3)
-
-
-def pooled(state: SlotState, width: int | None, size: int, pool: object) -> torch.Tensor:
-    """Importance [B, H, w], pooled over ``size`` (odd) tokens that follow each other among those in slots."""
-    found = state.heads(state.importance, width)
-    positions = state.head_positions(width)
-    # Empty slots come first, and count for nothing.
-    by_position = positions.argsort(2)
-    ordered = found.masked_fill(positions < 0, 0.0).gather(2, by_position)
-    assert callable(pool)
-    smooth = pool(ordered, size, stride=1, padding=size // 2)
-    return torch.empty_like(smooth).scatter_(2, by_position, smooth)
 
 
 #: Policies by name, as the command line and configurations give them.

@@ -9,7 +9,7 @@ from transformers import DynamicCache
 
 from budgetctl.kv.attention import NAME
 from budgetctl.kv.cache import BudgetCache
-from budgetctl.kv.policies import Policy, find_policy
+from budgetctl.kv.policies import DecayedMax, Policy, find_policy
 
 
 @torch.no_grad()
@@ -19,12 +19,12 @@ def importance(model: Any, input_ids: torch.Tensor, policy: Policy | str | None 
     Args:
         model: decoder-only; its attention is set to ``budget_kv`` for the while.
         input_ids: [B, n] int64, without padding.
-        policy: by default the worst case.
+        policy: by default the largest attention, fading, without the values.
 
     Returns:
         for each layer [H, n] float32 (float64 for such a model), in the order of the tokens.
     """
-    policy = find_policy(policy)
+    policy = DecayedMax(prior=0) if policy is None else find_policy(policy)
     cache = BudgetCache(model.config, 2 * input_ids.shape[1] + 64, policy, recent=1)
     before = model.config._attn_implementation
     model.set_attn_implementation(NAME)

@@ -13,7 +13,7 @@ from budgetctl.errors import CacheError
 from budgetctl.kernels.kv_state import Protection
 from budgetctl.kv import POLICIES
 from budgetctl.kv.layer import BudgetLayer
-from budgetctl.kv.policies import RKV, Defensive, HeavyHitters, KeyDiff, Policy, Snap, find_policy
+from budgetctl.kv.policies import RKV, DecayedMax, Defensive, HeavyHitters, KeyDiff, Policy, Snap, find_policy
 from tests.kv_simulator import Held, RowSimulator, by_importance
 
 GROUPS, SIZE, SCALE = 2, 12, 0.5
@@ -33,10 +33,10 @@ def by_mean_of_heads(heads: list[Held]) -> list[dict[int, float]]:
     return [mean for _ in heads]
 
 
-def by_worst_case_and_value(heads: list[Held]) -> list[dict[int, float]]:
+def by_worst_case_and_value(heads: list[Held], share: float = 1.0) -> list[dict[int, float]]:
     found = []
     for held in heads:
-        prior = np.mean([e.importance for e in held.values()])
+        prior = share * np.mean([e.importance for e in held.values()])
         norms = {p: np.abs(e.value).sum() for p, e in held.items()}
         usual = np.mean(list(norms.values()))
         found.append({p: max(e.importance, prior) * norms[p] / usual for p, e in held.items()})
@@ -83,8 +83,11 @@ def by_difference(heads: list[Held]) -> list[dict[int, float]]:
 
 #: Policy, and the simulator of it.
 CASES: dict[str, tuple[Policy, dict[str, Any]]] = {
-    "decayed-max": (find_policy(None), {"decay": 0.97}),
-    "decayed-max every 4": (POLICIES["decayed-max"](interval=4), {"decay": 0.97, "interval": 4}),
+    "decayed-max": (
+        find_policy(None),
+        {"decay": 0.97, "score": lambda heads: by_worst_case_and_value(heads, 0.1)},
+    ),
+    "attention alone, every 4": (DecayedMax(interval=4, prior=0), {"decay": 0.97, "interval": 4}),
     "window": (POLICIES["window"](), {"rule": "none", "score": by_age}),
     "h2o": (POLICIES["h2o"](), {"rule": "sum", "group": "mean"}),
     "moving average": (HeavyHitters(decay=0.9), {"rule": "sum", "group": "mean", "decay": 0.9}),
@@ -214,7 +217,7 @@ def test_a_prompt_in_blocks_equals_the_simulator(name: str) -> None:
 @pytest.mark.parametrize("begin", [(10, 10, 10), (3, 12, 20)])
 def test_room_for_the_answer_is_made_at_once(begin: tuple[int, ...]) -> None:
     """Each row at a step of its own; what the answer has no room reserved for takes more of the thought."""
-    driver = Driver((40, 50), find_policy(None), decay=0.97)
+    driver = Driver((40, 50), DecayedMax(prior=0), decay=0.97)
     driver.prompt(PROMPTS)
     for step in range(30):
         rows = torch.tensor([step == at for at in begin])
@@ -234,7 +237,7 @@ def test_room_for_the_answer_is_made_at_once(begin: tuple[int, ...]) -> None:
 
 
 def test_an_answer_that_leaves_nothing_to_give_up_is_told() -> None:
-    driver = Driver((24, 30), find_policy(None), decay=0.97)
+    driver = Driver((24, 30), DecayedMax(prior=0), decay=0.97)
     driver.prompt((12, 3, 5))
     driver.layer.begin_answer(torch.tensor([True, False, False]), 4)
     for _ in range(12):
@@ -251,5 +254,7 @@ def test_unknown_names_and_impossible_settings_are_told() -> None:
         KeyDiff(interval=0)
     with pytest.raises(CacheError, match="between 0 and 1"):
         HeavyHitters(decay=1.5)
+    with pytest.raises(CacheError, match="prior=-1: expected"):
+        DecayedMax(prior=-1)
     with pytest.raises(CacheError, match="fewer queries"):
         Snap(interval=4, queries=5)

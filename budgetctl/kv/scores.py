@@ -1,6 +1,8 @@
-"""How much a key repeats other kept keys (R-KV, arXiv 2505.24133)."""
+"""What policies score the keys of a head by, beside their importance: the values, the neighbours, and each other."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from torch.nn import functional as F
@@ -11,8 +13,30 @@ from budgetctl.kernels.kv_state import SlotState
 BLOCK = 256
 
 
+def guarded(state: SlotState, width: int | None, prior: float) -> torch.Tensor:
+    """Importance [B, H, w], at least ``prior`` times its mean over the head, times the value's norm over its mean."""
+    assert state.value_norms is not None
+    empty = state.head_positions(width) < 0
+    worst = state.heads(state.importance, width).masked_fill(empty, 0.0)
+    norms = state.heads(state.value_norms, width).masked_fill(empty, 0.0)
+    count = (~empty).sum(2, keepdim=True).clamp(min=1)
+    usual = (norms.sum(2, keepdim=True) / count).clamp(min=torch.finfo(norms.dtype).tiny)
+    return torch.maximum(worst, prior * worst.sum(2, keepdim=True) / count) * norms / usual
+
+
+def pooled(state: SlotState, width: int | None, size: int, pool: Callable[..., torch.Tensor]) -> torch.Tensor:
+    """Importance [B, H, w], pooled over ``size`` (odd) tokens that follow each other among those in slots."""
+    found = state.heads(state.importance, width)
+    positions = state.head_positions(width)
+    # Empty slots come first, and count for nothing.
+    by_position = positions.argsort(2)
+    ordered = found.masked_fill(positions < 0, 0.0).gather(2, by_position)
+    smooth: torch.Tensor = pool(ordered, size, stride=1, padding=size // 2)
+    return torch.empty_like(smooth).scatter_(2, by_position, smooth)
+
+
 def redundancy(state: SlotState, similar: float, width: int | None = None) -> torch.Tensor:
-    """Softmax over the keys of a head of their mean cosine to all kept keys.
+    """How much a key repeats other kept keys (R-KV, arXiv 2505.24133): softmax over the head of their mean cosine.
 
     Of the keys that a key resembles by more than ``similar`` the latest is not held against that one, so that of several
     like each other the latest stays (the released code spares exactly one; so do we).
