@@ -69,6 +69,11 @@ class RowSimulator:
         free = [p for p in self.heads[head] if not self.protects(head, p)]
         return sorted(free, key=lambda p: (scores[p], p))
 
+    def victims(self, head: int, count: int) -> list[int | None]:
+        """What the next tokens take: None for an empty slot."""
+        empty = min(self.capacities[head] - len(self.heads[head]), count)
+        return [*[None] * empty, *(self.ranking(head)[: count - empty] if empty < count else [])]
+
     def attention(self, held: Held, queries: Array, scale: float) -> dict[int, Array]:
         """Weights of each query head [G] by position."""
         logits = {p: scale * (queries @ entry.key) for p, entry in held.items()}
@@ -119,10 +124,7 @@ class RowSimulator:
     def step(self, queries: Array, keys: Array, values: Array, scale: float) -> Array:
         """queries [H, G, D], keys [H, D], values [H, E] -> [H, G, E]."""
         if not self.queues[0]:
-            for h, held in enumerate(self.heads):
-                empty = min(self.capacities[h] - len(held), self.interval)
-                rest = self.ranking(h)[: self.interval - empty] if empty < self.interval else []
-                self.queues[h] = [*[None] * empty, *rest]
+            self.queues = [self.victims(h, self.interval) for h in range(len(self.heads))]
         left = len(self.queues[0])
         if self.window is not None and left == self.window:
             for held in self.heads:
@@ -140,10 +142,10 @@ class RowSimulator:
         return output
 
     def begin_answer(self, reserve: int) -> None:
-        """Makes room for the answer; only for an interval of 1."""
-        assert self.interval == 1
+        """Makes room for the answer, and names the next victims anew."""
         self.answer = self.length
         for h, held in enumerate(self.heads):
             surplus = reserve - (self.capacities[h] - len(held))
             for p in self.ranking(h)[: max(surplus, 0)]:
                 del held[p]
+            self.queues[h] = self.victims(h, len(self.queues[h]))

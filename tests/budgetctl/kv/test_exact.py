@@ -96,6 +96,30 @@ def test_forward_without_positions_or_mask(qwen: PreTrainedModel, prompts: Any) 
 
 
 @torch.no_grad()
+def test_what_is_cropped_is_forgotten(qwen: PreTrainedModel, prompts: Any) -> None:
+    """Drafts of several tokens and single ones; what was a draft is no prompt."""
+    ids = torch.tensor(prompts[3:])
+    wrong = torch.full((1, 5), 7)
+    qwen.set_attn_implementation("sdpa")
+    expected = qwen(ids).logits
+    qwen.set_attn_implementation("budget_kv")
+    cache = BudgetCache(qwen.config, 48)
+    qwen(ids[:, :10], past_key_values=cache)
+    qwen(torch.cat([ids[:, 10:12], wrong], 1), past_key_values=cache)
+    cache.crop(-5)
+    assert [layer.state.prompts.tolist() for layer in cache.layers if layer.state] == [[10], [10]]
+    at = 12
+    for single in (2, 3, 1):
+        for token in wrong[0, :single]:
+            qwen(token[None, None], past_key_values=cache)
+        cache.crop(-single)
+        for _ in range(5):
+            logits = qwen(ids[:, at : at + 1], past_key_values=cache).logits
+            torch.testing.assert_close(logits[0, 0], expected[0, at], rtol=0, atol=1e-9)
+            at += 1
+
+
+@torch.no_grad()
 def test_without_a_budget_cache_it_is_sdpa(qwen: PreTrainedModel, prompts: Any) -> None:
     ids = pad_left(prompts)
     found = []

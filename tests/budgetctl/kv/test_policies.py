@@ -17,7 +17,7 @@ from budgetctl.kv.policies import RKV, DecayedMax, Defensive, HeavyHitters, KeyD
 from tests.kv_simulator import Held, RowSimulator, by_importance
 
 GROUPS, SIZE, SCALE = 2, 12, 0.5
-PROMPTS = (23, 6, 14)
+PROMPTS = (40, 6, 19)
 
 
 def unit(x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
@@ -214,11 +214,13 @@ def test_a_prompt_in_blocks_equals_the_simulator(name: str) -> None:
         driver.compare_kept()
 
 
+@pytest.mark.parametrize("interval", [1, 3])
 @pytest.mark.parametrize("begin", [(10, 10, 10), (3, 12, 20)])
-def test_room_for_the_answer_is_made_at_once(begin: tuple[int, ...]) -> None:
+def test_room_for_the_answer_is_made_at_once(begin: tuple[int, ...], interval: int) -> None:
     """Each row at a step of its own; what the answer has no room reserved for takes more of the thought."""
-    driver = Driver((40, 50), DecayedMax(prior=0), decay=0.97)
-    driver.prompt(PROMPTS)
+    policy = DecayedMax(prior=0, interval=interval)
+    driver = Driver((40, 50), policy, decay=0.97, interval=interval)
+    driver.prompt((23, 6, 14))
     for step in range(30):
         rows = torch.tensor([step == at for at in begin])
         if rows.any():
