@@ -117,6 +117,8 @@ class BudgetController(LogitsProcessor):
         self.greedy = greedy
         #: Keeps the model's own logits where other processors come before this one.
         self.raw: RawLogits | None = None
+        #: Whether no other processor comes before this one, so that it gets the model's own logits.
+        self.first = False
         #: What the latest call returned, for a processor further down that finds every token banned.
         self.latest: torch.Tensor | None = None
         #: Whether ``latest`` is kept, as a copy that nobody writes to.
@@ -160,7 +162,8 @@ class BudgetController(LogitsProcessor):
         forecast = None
         if self.forecast is not None:
             raw = scores if self.raw is None else self.raw.take(scores)
-            forecast = ForecastOfStep(self.forecast, raw, own_logits=self.raw is not None)
+            own = self.first or self.raw is not None
+            forecast = ForecastOfStep(self.forecast, raw, own_logits=own)
         caps = caps_at_step(self.limits, limits, reading, scores, forecast, self.predictions)
         window = closing_window(caps, limits.room) if self.boundaries is not None else torch.zeros_like(caps)
         left = tokens_left(state.used, caps, state.generated, limits.room)

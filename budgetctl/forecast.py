@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from budgetctl.guided_step import guided_step_of_logits
 from budgetctl.kernels.gamma_guidance import gamma_guidance
 from budgetctl.predictors.folded import FoldedFeatures
 from budgetctl.predictors.gamma import GammaLengthPredictor
@@ -37,6 +38,8 @@ class LengthForecast:
         natural_level: quantile level at which the predicted length covers ``NATURAL_COVERAGE`` of the thoughts; a
             calibrated predictor knows better than ``NATURAL_COVERAGE`` itself.
         dtype: what the forecast is computed in.
+        compiled: run guidance by ``torch.compile``; the first steps of a batch size then take seconds, and a C++ or
+            GPU compiler is needed.
     """
 
     def __init__(
@@ -47,6 +50,7 @@ class LengthForecast:
         guidance_strength: float,
         dtype: torch.dtype = torch.float32,
         natural_level: float = NATURAL_COVERAGE,
+        compiled: bool = False,
     ) -> None:
         # A copy: the caller's predictor keeps its dtype and may serve another forecast.
         self.predictor = deepcopy(predictor).to(device=output_embedding.device, dtype=dtype).eval()
@@ -56,6 +60,8 @@ class LengthForecast:
         self.dtype = dtype
         self.features = FoldedFeatures(source, *self.predictor.input_map(), dtype)
         self.head = self.predictor.guidance_head(output_embedding.detach().to(dtype))
+        #: ``guided_step_of_logits`` compiled, None where it runs as it is.
+        self.compiled_step = torch.compile(guided_step_of_logits) if compiled else None
 
     @torch.no_grad()
     def outlook(self, scores: torch.Tensor, own_logits: bool = False) -> Outlook:

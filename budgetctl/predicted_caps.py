@@ -22,7 +22,8 @@ class ForecastOfStep:
     """
 
     def __init__(self, forecast: LengthForecast, scores: torch.Tensor, own_logits: bool) -> None:
-        self._forecast, self._scores, self._own = forecast, scores, own_logits
+        self._forecast = forecast
+        self.scores, self.own_logits = scores, own_logits
         self._outlook: Outlook | None = None
         #: In which it is computed.
         self.dtype = forecast.dtype
@@ -30,7 +31,7 @@ class ForecastOfStep:
     def outlook(self) -> Outlook:
         """State-level parameters of the rows."""
         if self._outlook is None:
-            self._outlook = self._forecast.outlook(self._scores, own_logits=self._own)
+            self._outlook = self._forecast.outlook(self.scores, own_logits=self.own_logits)
         return self._outlook
 
     def natural_length(self) -> torch.Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from numbers import Real
 from typing import Any
 
@@ -11,15 +12,13 @@ import torch
 from budgetctl.closing import Boundaries
 from budgetctl.errors import BudgetError
 from budgetctl.forecast import LengthForecast
-from budgetctl.kernels.candidates import top_candidates
-from budgetctl.kernels.row_state import Action, pack_rows
+from budgetctl.guided_step import guided_step
+from budgetctl.kernels.row_state import Action
 from budgetctl.limits import RowLimits
 from budgetctl.on_device import may_hold
 from budgetctl.predicted_caps import ForecastOfStep
 from budgetctl.state import ThinkingState
 
-#: Candidates for which the predictor's token term is evaluated; the others take the state's value.
-CANDIDATES = 64
 GUIDED_STEPS = ("every", "line", "first")
 
 
@@ -55,6 +54,8 @@ class Steering:
         self.limits = limits
         self.strength = float(strength)
         self.guided_steps = guided_steps
+        #: What runs a step where the forecast is compiled.
+        self.compiled: Callable[..., Any] | None = getattr(forecast, "compiled_step", None)
 
     def __call__(
         self,
@@ -101,18 +102,11 @@ class Steering:
             missing = minimum - state.used  # content that a thought of the smallest size still needs
             aims = self.limits.on(len(scores), scores.device).target & (missing > 0)
             lower = torch.where(aims, missing - 1, -1)
-        rows = pack_rows(
-            action,
-            left,
-            closing_ids,
-            strength=self.strength,
-            temperature=temperature if isinstance(temperature, int | float) else temperature[:, 0],
-            lower=lower,
-        )
-        top, candidates = top_candidates(scores, min(CANDIDATES, scores.shape[1]))
-        return self.forecast.guide(
-            scores, forecast.outlook(), top, candidates, rows, interval=lower is not None
-        )
+        warmth = temperature if isinstance(temperature, int | float) else temperature[:, 0]
+        step = (action, left, closing_ids, lower, self.strength, warmth)
+        if self.compiled is None:
+            return guided_step(self.forecast, scores, *step, forecast.outlook())
+        return self.compiled(self.forecast, scores, forecast.scores, forecast.own_logits, *step)
 
     def guided(
         self, input_ids: torch.Tensor, state: ThinkingState, boundaries: Boundaries | None

@@ -26,12 +26,12 @@ from budgetctl.evals.guidance_subjects import (
 )
 from budgetctl.evals.published_predictor import PublishedPredictor
 from budgetctl.forecast import LengthForecast
+from budgetctl.guided_step import CANDIDATES
 from budgetctl.kernels import reference
 from budgetctl.kernels.candidates import top_candidates
 from budgetctl.kernels.gamma_guidance import gamma_guidance
 from budgetctl.kernels.log_gamma_cdf import log_gamma_cdf
 from budgetctl.kernels.row_state import Action, pack_rows
-from budgetctl.steering import CANDIDATES
 
 #: The published predictor evaluates a Gamma CDF for every logit; beyond so many it is left out on the CPU.
 MOST_LOGITS = 1 << 23
@@ -104,12 +104,17 @@ def methods(subject: Subject, batch: int, thinking_tokens: int, steps: int, k: i
     common: dict[str, Any] = {"thinking_budget": budget, "prompt_length": 3}
     cut = BudgetController(DELIMITERS, **common)
     common |= {"forecast": subject.forecast, "boundaries": subject.boundaries, "max_new_tokens": 2 * budget}
+    # As `install` puts it: before all other processors.
     ours, by_lines = (BudgetController(DELIMITERS, guided_steps=g, **common) for g in ("every", "line"))
+    ours.first = by_lines.first = True
+    forecast = subject.forecast
+    fast = torch.compile(lambda scores, left: guide(forecast, scores, left, k), dynamic=False)
     dictionaries = DictBudgets([budget] * batch, (OPEN,), (CLOSE,))
     found: dict[str, Step] = {
         "hard cut": lambda i: cut(ids[:, : first + i], scores),
         "dict state machine": lambda i: dictionaries.step([row[first + i - 1] for row in last], scores),
         "guidance": lambda i: guide(subject.forecast, scores, left, k),
+        "guidance, compiled": lambda i: fast(scores, left),
         "controller": lambda i: ours(ids[:, : first + i], scores),
         "controller, by lines": lambda i: by_lines(ids[:, : first + i], scores),
     }

@@ -17,7 +17,7 @@ import typer
 from rich.console import Console
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from budgetctl import controller, forecast, steering
+from budgetctl import controller, forecast, guided_step
 from budgetctl.controller import BudgetController
 from budgetctl.evals.guidance_subjects import DELIMITERS, Subject, logits_alone, model_subject
 from budgetctl.kernels import reference
@@ -31,8 +31,8 @@ PARTS: dict[str, tuple[Any, str]] = {
     "thinking state from the tokens": (PrefixReader, "read"),
     "budget of each row": (controller, "caps_at_step"),
     "state from the logits": (FoldedFeatures, "__call__"),
-    "likeliest tokens": (steering, "top_candidates"),
-    "row state": (steering, "pack_rows"),
+    "likeliest tokens": (guided_step, "top_candidates"),
+    "row state": (guided_step, "pack_rows"),
     "guidance": (forecast, "gamma_guidance"),
     "head and log P": (reference, "_fit"),
     "push": (reference, "guidance_push"),

@@ -13,6 +13,7 @@ METHODS = (
     "hard cut",
     "dict state machine",
     "guidance",
+    "guidance, compiled",
     "guidance, reference",
     "guidance, CUDA graph",
     "controller",

@@ -153,6 +153,7 @@ def install(
     *,
     delimiters: ThinkingDelimiters | None = None,
     dtype: torch.dtype = torch.float32,
+    compiled: bool = False,
     on_report: OnReport | None = None,
 ) -> Installation:
     """Make ``model.generate(effort=..., thinking_budget=...)`` work, and persist in ``generation_config.json``.
@@ -164,6 +165,7 @@ def install(
             ``thinking_budget`` works as a cap, closed at a line end near the budget; relative efforts are refused.
         delimiters: markers of the thought, where they cannot be found.
         dtype: in which the forecast is computed.
+        compiled: run guidance by ``torch.compile``, a third of its cost; each new batch size first takes seconds.
         on_report: called with the list of reports, one a returned sequence, when a ``generate`` call has finished. An
             exception in it is logged as a warning, and the generation is returned all the same.
 
@@ -200,6 +202,7 @@ def install(
             artifact.guidance_strength,
             dtype,
             level_for(artifact.calibration, NATURAL_COVERAGE),
+            compiled,
         )
     for name, default in KNOBS.items():
         if not hasattr(model.generation_config, name):
@@ -271,9 +274,11 @@ def _with_controller(installation: Installation) -> Callable[..., LogitsProcesso
         )
         if controller is None and installation.batching is not None:
             built.insert(0, installation.batching.inputs)
-        elif controller is not None and controller.forecast is not None and built[0] is not controller:
-            controller.raw = RawLogits()
-            built.insert(0, controller.raw)
+        elif controller is not None and controller.forecast is not None:
+            controller.first = built[0] is controller
+            if not controller.first:
+                controller.raw = RawLogits()
+                built.insert(0, controller.raw)
         return built
 
     return _get_logits_processor

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from budgetctl.budget import EFFORT_FRACTIONS
 from budgetctl.controller import BudgetController
 from budgetctl.errors import BudgetError
+from budgetctl.guided_step import guided_step_of_logits
 from budgetctl.sampling import SeededSampler
 
 ROWS = 12
@@ -210,3 +212,27 @@ def test_rows_that_no_budget_belongs_to(batch: Any, markers: Any) -> None:
     controller = BudgetController(markers["opened by the template"], thinking_budget=[1] * 5)
     with pytest.raises(BudgetError, match="5 budgets cannot be shared among 12 rows"):
         controller(batch[1], batch[2])
+
+
+def test_compiled_guidance_is_the_same(forecast: Any, toy: Any, markers: Any, boundaries: Any) -> None:
+    """In a thought that is steered, closed at the end of its budget, and answered."""
+    fast = copy.copy(forecast)
+    fast.compiled_step = torch.compile(guided_step_of_logits, backend="aot_eager")
+    prompts = torch.tensor([[7, 8, 9, 10, 2], [5, 8, 9, 10, 2]])
+    options: Any = {
+        "thinking_budget": [9, 14],
+        "prompt_length": 5,
+        "boundaries": boundaries,
+        "temperature": 0.7,
+    }
+    ids, steered = prompts, 0
+    plain, compiled = (
+        BudgetController(markers["opened by the template"], forecast=f, **options) for f in (forecast, fast)
+    )
+    for _ in range(20):
+        scores = toy.read(ids)
+        expected, found = plain(ids, scores), compiled(ids, scores)
+        torch.testing.assert_close(found, expected, atol=1e-9, rtol=1e-9)
+        steered += int(not torch.equal(expected, scores))
+        ids = torch.cat([ids, expected.argmax(1, keepdim=True)], 1)
+    assert steered > 5

@@ -34,6 +34,7 @@ METHODS = (
     "hard cut",
     "dict state machine",
     "guidance",
+    "guidance, compiled",
     "controller",
     "controller, by lines",
     "published predictor",
@@ -127,8 +128,8 @@ def test_rows_begin_with_an_opened_thought_and_grow(subject: Subject) -> None:
 
 
 def test_every_method_is_timed(tiny: Subject) -> None:
-    found = list(bench(tiny, [1, 2], thinking_tokens=64, steps=24, seconds=0.0))
-    assert [(t.method, t.batch) for t in found] == [(method, batch) for batch in (1, 2) for method in METHODS]
+    found = list(bench(tiny, [2], thinking_tokens=64, steps=24, seconds=0.0))
+    assert [(t.method, t.batch) for t in found] == [(method, 2) for method in METHODS]
     assert all(t.ms > 0 and t.step_ms for t in found)
     assert {t.vocab for t in found} == {VOCAB}
 
