@@ -215,21 +215,27 @@ def test_a_prompt_in_blocks_equals_the_simulator(name: str) -> None:
 
 
 @pytest.mark.parametrize("interval", [1, 3])
-@pytest.mark.parametrize("begin", [(10, 10, 10), (3, 12, 20)])
-def test_room_for_the_answer_is_made_at_once(begin: tuple[int, ...], interval: int) -> None:
+@pytest.mark.parametrize(
+    ("begin", "reserve", "steps"),
+    [((10, 10, 10), 28, 30), ((3, 12, 20), 28, 30), ((22, 37, 28), 2, 42)],
+    ids=["together", "one by one", "in full slots"],
+)
+def test_room_for_the_answer_is_made_at_once(
+    begin: tuple[int, ...], reserve: int, steps: int, interval: int
+) -> None:
     """Each row at a step of its own; what the answer has no room reserved for takes more of the thought."""
     policy = DecayedMax(prior=0, interval=interval)
     driver = Driver((40, 50), policy, decay=0.97, interval=interval)
     driver.prompt((23, 6, 14))
-    for step in range(30):
+    for step in range(steps):
         rows = torch.tensor([step == at for at in begin])
         if rows.any():
-            driver.layer.begin_answer(rows, 28)
+            driver.layer.begin_answer(rows, reserve)
         for b, (row, at) in enumerate(zip(driver.rows, begin, strict=True)):
             if step == at:
-                row.begin_answer(28)
+                row.begin_answer(reserve)
                 # The third row's prompt is protected, and more than what is left.
-                assert len(driver.held(b, 0)) == (12, 12, 18)[b]
+                assert len(driver.held(b, 0)) == max((12, 12, 18)[b], 40 - reserve)
         driver.compare_kept()
         driver.step()
         driver.compare_kept()
