@@ -282,11 +282,8 @@ def test_no_first_thought_whose_marker_would_end_inside_the_reserve(markers: Any
         markers["opened by the model"], open_ids=(10, 12, 13), open_variants=((16, 17),), open_refusal=1
     )
     prompt = torch.tensor([[7, 8, 9, 5, 5, 10]])
-    for limit, open_allowed in (
-        (9, True),
-        (8, False),
-        (7, False),
-    ):  # in new tokens: 3 + 2, 1 to close, 3 to answer
+    # in new tokens: 3 written, 2 of the marker, 1 to close, 3 to answer
+    for limit, open_allowed in ((9, True), (8, False), (7, False)):
         knobs: dict[str, Any] = {"max_new_tokens": limit, "answer_reserve": 3, "prompt_length": 3}
         scores = BudgetController(case, thinking_budget=5, **knobs)(prompt, torch.zeros(1, 18))
         assert bool(scores[0, 12].isfinite()) == open_allowed, limit
