@@ -46,8 +46,18 @@ def guided_step(
 
 
 def guided_step_of_logits(
-    forecast: LengthForecast, scores: torch.Tensor, raw: torch.Tensor, own_logits: bool, *others: object
+    forecast: LengthForecast,
+    scores: torch.Tensor,
+    raw: torch.Tensor,
+    own_logits: bool,
+    action: torch.Tensor,
+    left: torch.Tensor,
+    closing_ids: torch.Tensor,
+    lower: torch.Tensor | None,
+    strength: float,
+    temperature: float | torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The same with the forecast made from the logits ``raw`` [B, V]; ``others`` are the arguments from ``action`` to
-    ``temperature``. This is what is compiled: a step that fuses with nothing before it."""
-    return guided_step(forecast, scores, *others, forecast.outlook(raw, own_logits=own_logits))  # type: ignore[arg-type]
+    """The same with the forecast made from the logits ``raw`` [B, V]. This is what is compiled: a step that fuses with
+    nothing before it."""
+    outlook = forecast.outlook(raw, own_logits=own_logits)
+    return guided_step(forecast, scores, action, left, closing_ids, lower, strength, temperature, outlook)
