@@ -42,7 +42,8 @@ def decode_step(
         key: [B, H, D] of the dtype of ``state.keys``.
         value: [B, H, E] likewise.
         state: written: one slot a head in ``keys``, ``values``, ``positions``, ``importance``, ``value_norms``; all of
-            ``importance``; ``cursor`` and ``lengths`` advance. Empty slots and the rest of the queue are left alone.
+            ``importance``; ``evicted``, where there is one, grows by the importance of the token that was in the slot;
+            ``cursor`` and ``lengths`` advance. Empty slots and the rest of the queue are left alone.
         scale: factor of the logits.
         rule: ``none`` leaves importance alone.
         decay: in [0, 1].
@@ -59,6 +60,9 @@ def decode_step(
     """
     _check(query, key, value, state)
     slot = state.queue.gather(2, state.cursor[:, :, None].long()).squeeze(2).long()
+    if state.evicted is not None:
+        held = state.positions.gather(1, slot) >= 0
+        state.evicted.add_(state.importance.gather(1, slot).where(held, 0.0))
     write(state, slot, key, value, state.lengths if real is None else state.lengths.where(real[:, None], -1))
     state.lengths.add_(1 if real is None else real[:, None])
     state.cursor.add_(1)
@@ -120,10 +124,10 @@ def protected(
 
     ``sizes`` [H] are the capacities that a prompt is compared with, those of ``state`` unless given.
     """
-    prompt = state.prompts[:, None]
+    prompt = state.prompts
     longest = (state.sizes if sizes is None else sizes) * protection.prompt_share
     prompt = prompt.where(prompt <= longest, 0).clamp(min=protection.sinks)
-    late = torch.minimum(state.lengths - protection.recent, state.answers[:, None])
+    late = torch.minimum(state.lengths - protection.recent, state.answers)
     positions = state.head_positions(width)
     return (positions < prompt[:, :, None]) | (positions >= late[:, :, None])
 

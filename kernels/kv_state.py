@@ -57,8 +57,10 @@ class SlotState:
             within a head.
         cursor: [B, H] int32, entries of the queue that have been taken.
         lengths: [B, H] int32, tokens that the row has seen, which is the position of the next one; equal over heads.
-        prompts: [B] int32, tokens of the prompt.
-        answers: [B] int32, position of the answer's first token, ``NO_ANSWER`` before there is one.
+        prompts: [B, H] int32, tokens of the prompt; equal over heads.
+        answers: [B, H] int32, position of the answer's first token, ``NO_ANSWER`` before there is one; equal over heads.
+        evicted: [B, H] like ``importance``, sum of the importance of the tokens that were overwritten, each as it was then;
+            None where nobody asks for it.
         offsets: H + 1 slot counts, from 0 to S.
     """
 
@@ -72,6 +74,7 @@ class SlotState:
     lengths: torch.Tensor
     prompts: torch.Tensor
     answers: torch.Tensor
+    evicted: torch.Tensor | None
     offsets: tuple[int, ...]
 
     @classmethod
@@ -84,6 +87,7 @@ class SlotState:
         *,
         interval: int = 1,
         value_norms: bool = False,
+        evicted: bool = False,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> SlotState:
@@ -96,6 +100,7 @@ class SlotState:
             value_size: E.
             interval: W, tokens from one pick of victims to the next.
             value_norms: whether the policy reads norms of values.
+            evicted: whether the importance of what is overwritten is summed up.
             dtype: of keys and values.
             device: of all tensors.
 
@@ -123,8 +128,9 @@ class SlotState:
             queue=empty(batch, heads, interval),
             cursor=empty(batch, heads, value=interval),
             lengths=empty(batch, heads),
-            prompts=empty(batch),
-            answers=empty(batch, value=NO_ANSWER),
+            prompts=empty(batch, heads),
+            answers=empty(batch, heads, value=NO_ANSWER),
+            evicted=empty(batch, heads, kind=work) if evicted else None,
             offsets=offsets,
         )
 
@@ -218,6 +224,8 @@ class SlotState:
         self.lengths.zero_()
         self.prompts.zero_()
         self.answers.fill_(NO_ANSWER)
+        if self.evicted is not None:
+            self.evicted.zero_()
 
     @property
     def bytes(self) -> int:

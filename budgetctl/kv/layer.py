@@ -140,7 +140,7 @@ class BudgetLayer(CacheLayerMixin):
             real = torch.ones(len(key), count, dtype=torch.bool, device=key.device)
         if not self.generating:
             self.prompt_before = self.state.prompts.clone()
-            self.state.prompts.copy_(self.state.lengths[:, 0] + real.sum(1))
+            self.state.prompts.copy_(self.state.lengths + real.sum(1, keepdim=True))
         enter(query, key, value, real, self.state, self.policy, self.protection, scale=scale, width=width)
         self._seen(count)
         self.queued = 0
@@ -216,7 +216,8 @@ class BudgetLayer(CacheLayerMixin):
                 "begin_answer before the prompt: expected some tokens in the cache; generate first"
             )
         state = self.state
-        state.answers.copy_(state.answers.where(~rows, torch.minimum(state.answers, state.lengths[:, 0])))
+        begun = torch.minimum(state.answers, state.lengths)
+        state.answers.copy_(begun.where(rows[:, None], state.answers))
         if self.answer_from is None:
             self.answer_from = self.cumulative_length
         make_room(state, rows, reserve, self.policy.scores(state), self.protection)

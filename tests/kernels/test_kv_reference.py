@@ -130,11 +130,29 @@ def test_protected_tokens_never_leave() -> None:
                 assert set(range(130, step + 1)) <= held
 
 
+def test_the_importance_of_what_is_overwritten_is_summed_up() -> None:
+    generator = torch.Generator().manual_seed(0)
+    state = SlotState.allocate(2, [12, 7], 8, 8, evicted=True)
+    assert state.evicted is not None
+    expected = torch.zeros(2, 2)
+    for step in range(60):
+        refill(state, Protection(0, 3))
+        slot = state.queue[:, :, 0].long()
+        for b in range(2):
+            for h in range(2):
+                if state.positions[b, slot[b, h]] >= 0:
+                    expected[b, h] += state.importance[b, slot[b, h]]
+        real = torch.tensor([True, step % 3 > 0])
+        decode_step(*draw(generator, 2, 2, 2, 8, 8, torch.float32), state, scale=1.0, decay=0.9, real=real)
+    assert (expected > 0.1).all()
+    torch.testing.assert_close(state.evicted, expected)
+
+
 def test_a_prompt_over_its_share_competes() -> None:
     state = SlotState.allocate(2, [16], 4, 4)
     state.positions.copy_(torch.arange(16))
     state.lengths.fill_(16)
-    state.prompts.copy_(torch.tensor([8, 9]))
+    state.prompts.copy_(torch.tensor([[8], [9]]))
     victims = pick_victims(state, None, PROTECTION, count=3)
     assert victims.tolist() == [[[8, 9, 10]], [[2, 3, 4]]]
 
@@ -199,7 +217,7 @@ def test_rows_can_be_reordered_and_selected() -> None:
     assert state.keys.data_ptr() == address
     for name, tensor in state.tensors().items():
         assert torch.equal(tensor, chosen.tensors()[name])
-    assert state.answers.tolist() == [NO_ANSWER, NO_ANSWER, 5]
+    assert state.answers[:, 0].tolist() == [NO_ANSWER, NO_ANSWER, 5]
     assert torch.equal(state.select(torch.tensor([0])).keys, state.keys[:1])
 
 

@@ -107,7 +107,7 @@ def test_what_is_cropped_is_forgotten(qwen: PreTrainedModel, prompts: Any) -> No
     qwen(ids[:, :10], past_key_values=cache)
     qwen(torch.cat([ids[:, 10:12], wrong], 1), past_key_values=cache)
     cache.crop(-5)
-    assert [layer.state.prompts.tolist() for layer in cache.layers if layer.state] == [[10], [10]]
+    assert all(bool((layer.state.prompts == 10).all()) for layer in cache.layers if layer.state)
     at = 12
     for single in (2, 3, 1):
         for token in wrong[0, :single]:
