@@ -58,7 +58,7 @@ def decode_step(
     Raises:
         KernelError: for shapes that do not go together.
     """
-    _check(query, key, value, state)
+    check_step(query, key, value, state)
     slot = state.queue.gather(2, state.cursor[:, :, None].long()).squeeze(2).long()
     if state.evicted is not None:
         held = state.positions.gather(1, slot) >= 0
@@ -195,7 +195,8 @@ def pick_victims(
     return state.slots(chosen).int()
 
 
-def _check(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, state: SlotState) -> None:
+def check_step(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, state: SlotState) -> None:
+    """Raise :class:`KernelError` for shapes of :func:`decode_step` that do not go together."""
     heads = len(state.capacities)
     batch, _, size = state.keys.shape
     if key.shape != (batch, heads, size) or value.shape != (batch, heads, state.values.shape[2]):

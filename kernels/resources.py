@@ -1,39 +1,21 @@
-"""What the guidance kernel takes of a GPU and moves in one launch: compiled ahead of time, without a GPU.
-
-Registers, spills and shared memory are read from the compiled kernel. Bytes and floating-point operations are counted,
-not measured; :data:`DEVICES` has the data sheets' bandwidth and throughput that turn them into a lower bound of time.
-"""
+"""What the guidance kernel takes of a GPU and moves in one launch: compiled ahead of time, without a GPU (see ``aot``)."""
 
 from __future__ import annotations
 
-import os
-import re
-import subprocess
-import tempfile
-from dataclasses import dataclass
-from pathlib import Path
-
 import torch
 
-from budgetctl.errors import KernelError
-from budgetctl.kernels.gamma_guidance import WARPS, has_triton, launch_options
+from budgetctl.kernels.aot import (
+    DEVICES,
+    TRITON_TYPES,
+    LaunchCost,
+    Resources,
+    compile_kernel,
+    require_compiler,
+)
+from budgetctl.kernels.gamma_guidance import WARPS, launch_options
 from budgetctl.kernels.row_state import CLOSING, GuidanceHead
 
-#: Device -> (bytes a second from HBM, float32 operations a second), NVIDIA's data sheets of the SXM modules.
-DEVICES = {"H100": (3.35e12, 66.9e12), "H200": (4.8e12, 66.9e12)}
-TRITON_TYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
-
-
-@dataclass(frozen=True)
-class Resources:
-    """Of one program: registers a thread, bytes spilled (stores + loads), bytes of shared memory, threads, and
-    float32 operations a thread executes (a fused multiply-add is two)."""
-
-    registers: int
-    spilled: int
-    shared: int
-    threads: int
-    flops: int
+__all__ = ["DEVICES", "LaunchCost", "Resources", "compiled_resources", "launch_cost", "shape_of_head"]
 
 
 def shape_of_head(vocab: int, width: int = 64, rank: int = 16) -> GuidanceHead:
@@ -73,53 +55,22 @@ def compiled_resources(
     Raises:
         KernelError: without Triton, or in a process in which Triton interprets.
     """
-    if not has_triton() or os.environ.get("TRITON_INTERPRET") == "1":
-        raise KernelError("no Triton compiler: install budgetctl[gpu] and leave TRITON_INTERPRET unset")
-    import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
+    require_compiler()
     from budgetctl.kernels.gamma_guidance_triton import gamma_guidance_kernel
 
     head = shape_of_head(vocab, width, rank)
     _, constants = launch_options(
         1, vocab, candidates, closes, head, interval=interval, exact=tail == "exact", in_place=True
     )
-    names = gamma_guidance_kernel.arg_names
-    pointers = dict.fromkeys(("features", "weight", "bias", "table", "scores", "state_fit"), "*fp32")
-    pointers |= dict.fromkeys(("logits", "out"), "*" + TRITON_TYPES[dtype])
-    pointers |= {"scores": "*" + TRITON_TYPES[dtype], "ids": "*i64", "rows": "*fp64", "floor": "fp32"}
-    signature = {name: "constexpr" if name in constants else pointers.get(name, "i32") for name in names}
+    types = dict.fromkeys(("features", "weight", "bias", "table", "state_fit"), "*fp32")
+    types |= dict.fromkeys(("logits", "out", "scores"), "*" + TRITON_TYPES[dtype])
+    types |= {"ids": "*i64", "rows": "*fp64", "floor": "fp32"}
     # torch's allocations are aligned, and so are rows of a vocabulary that is a multiple of 16.
-    aligned = [n for n in pointers if n != "floor"]
+    aligned = [n for n in types if n != "floor"]
     aligned += ["logits_stride", "out_stride"] if vocab % 16 == 0 else []
-    source = ASTSource(
-        gamma_guidance_kernel,
-        signature,
-        constexprs={(names.index(name),): value for name, value in constants.items()},
-        attrs={(names.index(name),): [["tt.divisibility", 16]] for name in aligned},
-    )
-    compiled = triton.compile(
-        source,
-        target=GPUTarget("cuda", capability, 32),
-        options={"num_warps": WARPS, "enable_fp_fusion": True},
-    )
-    registers, spilled = _assembled(compiled.asm["ptx"], capability)
-    return Resources(registers, spilled, compiled.metadata.shared, 32 * WARPS, _flops(compiled.asm["ptx"]))
-
-
-@dataclass(frozen=True)
-class LaunchCost:
-    """Of one launch: programs, bytes to and from HBM, float32 operations."""
-
-    programs: int
-    bytes: int
-    flops: int
-
-    def seconds(self, device: str) -> float:
-        """Lower bound of the time on one of :data:`DEVICES`, launch not counted."""
-        bandwidth, throughput = DEVICES[device]
-        return max(self.bytes / bandwidth, self.flops / throughput)
+    return compile_kernel(
+        gamma_guidance_kernel, types, constants, aligned, warps=WARPS, capability=capability
+    )[0]
 
 
 def launch_cost(
@@ -164,31 +115,3 @@ def launch_cost(
     # The code holds the loop over a program's blocks once; what it adds there is one operation a logit.
     again = (constants["BLOCKS"] - 1) * constants["BLOCK_V"] if tail == "exact" else 0
     return LaunchCost(programs, batch * row + weights, programs * (32 * WARPS * flops_a_thread + again))
-
-
-def _assembled(ptx: str, capability: int) -> tuple[int, int]:
-    """``(registers, spilled bytes)`` as the assembler that comes with Triton reports them."""
-    from triton.backends.nvidia.compiler import get_ptxas
-
-    target = re.search(r"\.target (\w+)", ptx)
-    assert target is not None
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "kernel.ptx"
-        path.write_text(ptx)
-        report = subprocess.run(
-            [get_ptxas(capability).path, "-v", f"--gpu-name={target[1]}", str(path), "-o", f"{path}.cubin"],
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stderr
-    registers = re.search(r"Used (\d+) registers", report)
-    spills = re.findall(r"(\d+) bytes spill", report)
-    assert registers is not None
-    return int(registers[1]), sum(map(int, spills))
-
-
-def _flops(ptx: str) -> int:
-    """float32 operations in the code, a block of the vocabulary included; there is no other loop."""
-    twice = len(re.findall(r"\bfma\.[\w.]*f32\b", ptx))
-    once = len(re.findall(r"\b(?:add|sub|mul|div|min|max|sqrt|ex2|lg2|rcp)\.[\w.]*f32\b", ptx))
-    return 2 * twice + once

@@ -1,0 +1,351 @@
+"""The decode step of a layer under a KV budget: Triton on CUDA, plain PyTorch elsewhere.
+
+Same signature and meaning as :mod:`budgetctl.kernels.kv_reference`, which is also taken on CUDA for what the kernel does
+not do (float64, a query of another dtype, no Triton). One launch a layer and token, no synchronisation of device and
+host, no shape that depends on data: with working memory of its own (:class:`KVScratch`) a step can stand in a CUDA graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+
+from budgetctl.errors import KernelError
+from budgetctl.kernels import kv_reference
+from budgetctl.kernels.gamma_guidance import has_triton
+from budgetctl.kernels.kv_state import Group, Rule, SlotState
+
+__all__ = ["KVScratch", "decode_step", "launch_options", "splits"]
+
+#: Programs that keep a large GPU busy: two on each of the 132 multiprocessors of an H100 or H200.
+ENOUGH_PROGRAMS = 264
+#: Fewest slots that are worth a program of their own.
+LEAST_SLOTS = 128
+#: Rows of a tile of queries: what a matrix product takes at least, and the most that are held at a time.
+LEAST_ROWS, MOST_ROWS = 16, 64
+#: Largest key or value.
+MOST_SIZE = 256
+#: Logits of the importance pass that a program holds at a time.
+IMPORTANCE_TILE = 2048
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+def splits(batch: int, heads: int, slots: int) -> int:
+    """Programs that share a head's slots: enough to fill the GPU, each with at least :data:`LEAST_SLOTS` slots.
+
+    A power of two, so that few kernels are compiled where the batch varies.
+
+    Args:
+        batch: B.
+        heads: H, key-value heads.
+        slots: C, of the widest head.
+    """
+    wanted = -(-ENOUGH_PROGRAMS // (batch * heads))
+    most = max(min(wanted, slots // LEAST_SLOTS), 1)
+    return 1 << most.bit_length() - 1
+
+
+@dataclass(frozen=True)
+class KVScratch:
+    """Working memory of the decode kernel, at fixed addresses; layers whose steps follow each other share one.
+
+    Two launches that may overlap (on different streams) need one each.
+
+    Args:
+        partials: float32, at least B H splits G E numbers, sums of values by split.
+        extremes: float32, at least 2 B H splits G, largest logit and sum of weights by split.
+        logits: float32, at least B H G C rounded up to 16, in units of log2.
+        counters: int32, at least B H, programs of a head that are done; 0 between launches.
+    """
+
+    partials: torch.Tensor
+    extremes: torch.Tensor
+    logits: torch.Tensor
+    counters: torch.Tensor
+
+    @classmethod
+    def allocate(cls, states: Sequence[SlotState], groups: int, parts: int | None = None) -> KVScratch:
+        """Enough for a step of each of the states.
+
+        Args:
+            states: at least one, all on one device.
+            groups: G, query heads that share a key-value head.
+            parts: splits; None for what :func:`splits` says.
+        """
+        needed = [_needed(state, groups, parts) for state in states]
+        sizes = [max(each) for each in zip(*needed, strict=True)]
+        device = states[0].keys.device
+        partials, extremes, logits = (
+            torch.empty(size, dtype=torch.float32, device=device) for size in sizes[:3]
+        )
+        counters = torch.zeros(sizes[3], dtype=torch.int32, device=device)
+        return cls(partials, extremes, logits, counters)
+
+    def fits(self, state: SlotState, groups: int, parts: int | None = None) -> bool:
+        """Whether a step of this state can work in it."""
+        held = (self.partials, self.extremes, self.logits, self.counters)
+        needed = _needed(state, groups, parts)
+        return self.partials.device == state.keys.device and all(
+            tensor.numel() >= size for tensor, size in zip(held, needed, strict=True)
+        )
+
+    @property
+    def bytes(self) -> int:
+        """Bytes allocated."""
+        return sum(
+            t.numel() * t.element_size() for t in (self.partials, self.extremes, self.logits, self.counters)
+        )
+
+
+def decode_step(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    state: SlotState,
+    *,
+    scale: float,
+    rule: Rule = "max",
+    decay: float = 1.0,
+    group: Group = "max",
+    real: torch.Tensor | None = None,
+    width: int | None = None,
+    scratch: KVScratch | None = None,
+    launches: int = 1,
+) -> torch.Tensor:
+    """Attention of one new token a row over the slots, which it enters first. Changes ``state`` in place.
+
+    :func:`budgetctl.kernels.kv_reference.decode_step` tells what is computed. The kernel differs where a caller breaks
+    the rules: a queue that is spent (``cursor`` at its end) has its last slot overwritten again.
+
+    Args:
+        query: [B, G H, D] floating point; query heads g + G h share key-value head h.
+        key: [B, H, D] of the dtype of ``state.keys``.
+        value: [B, H, E] likewise.
+        state: written.
+        scale: factor of the logits.
+        rule: ``max``, ``sum`` or ``none``.
+        decay: in [0, 1].
+        group: ``max`` or ``mean``.
+        real: [B] bool, false where the row's token is padding; None for all true.
+        width: no head has a token beyond its first ``width`` columns, this step's included; None for all.
+        scratch: working memory of the kernel; None allocates it, at the price of one more launch.
+        launches: 1, or 2 to combine the splits in a launch of its own, as a check and for comparison.
+
+    Returns:
+        [B, G H, E] of the dtype of ``query``. A row without any token has no meaning, but is finite.
+
+    Raises:
+        KernelError: for shapes, dtypes or devices that do not go together, or scratch that is too small.
+    """
+    _check(query, key, value, state, real, launches)
+    if query.is_cuda and _has_kernel(query, state):
+        return _launch(
+            query, key, value, state, scale, rule, decay, group, real, width, scratch, fused=launches == 1
+        )
+    return kv_reference.decode_step(
+        query,
+        key,
+        value,
+        state,
+        scale=scale,
+        rule=rule,
+        decay=decay,
+        group=group,
+        real=real,
+        width=width,
+    )
+
+
+def launch_options(
+    state: SlotState, groups: int, *, rule: Rule, group: Group, upcast: bool = False
+) -> dict[str, int | bool]:
+    """The kernel's compile-time constants, without its splits; ``num_warps`` and ``num_stages`` are among them."""
+    size, value_size = state.keys.shape[2], state.values.shape[2]
+    widest = max(_power_of_two(size), _power_of_two(value_size), LEAST_ROWS)
+    narrow = state.keys.dtype != torch.float32
+    # Tiles of keys and values of two to three blocks stay in shared memory while the next are on their way.
+    block = max(8192 // widest, 16) if narrow else max(4096 // widest, 16)
+    rows = _power_of_two(groups)
+    return {
+        "HEADS": len(state.capacities),
+        "GROUPS": groups,
+        "D": size,
+        "E": value_size,
+        "QUEUE": state.queue.shape[2],
+        "RULE": _rules()[rule],
+        "MEAN": group == "mean",
+        "UPCAST": upcast,
+        "BLOCK_G": max(rows, LEAST_ROWS),
+        "BLOCK_D": max(_power_of_two(size), 16),
+        "BLOCK_E": max(_power_of_two(value_size), 16),
+        "BLOCK_N": min(block, 128),
+        "ROWS": rows,
+        "BLOCK_I": max(min(IMPORTANCE_TILE // rows, 1024), 128),
+        "num_warps": 4,
+        "num_stages": 3 if narrow else 2,
+    }
+
+
+def _launch(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    state: SlotState,
+    scale: float,
+    rule: Rule,
+    decay: float,
+    group: Group,
+    real: torch.Tensor | None,
+    width: int | None,
+    scratch: KVScratch | None,
+    *,
+    parts: int | None = None,
+    fused: bool = True,
+) -> torch.Tensor:
+    """The same by the Triton kernel, on any device that it runs on."""
+    from budgetctl.kernels.kv_decode_triton import kv_combine_kernel, kv_decode_kernel
+
+    batch, heads, groups = len(query), len(state.capacities), query.shape[1] // key.shape[1]
+    if scratch is None:
+        scratch = KVScratch.allocate([state], groups, parts)
+    elif not scratch.fits(state, groups, parts):
+        raise KernelError(
+            f"scratch of {scratch.bytes} bytes is too small for {batch} rows of {heads} heads with {state.widest} slots and "
+            f"{groups} queries each, or on another device: expected KVScratch.allocate([state], {groups})"
+        )
+    if parts is None:
+        parts = splits(batch, heads, state.widest)
+    query, key, value = (t if t.stride(2) == 1 else t.contiguous() for t in (query, key, value))
+    out = torch.empty(batch, groups * heads, state.values.shape[2], dtype=query.dtype, device=query.device)
+    constants = launch_options(state, groups, rule=rule, group=group, upcast=not query.is_cuda)
+    width = state.widest if width is None else min(max(width, 1), state.widest)
+    logits_stride = _logits_stride(state)
+    real_stride = 0 if real is None else real.stride(0)
+    slots = state.keys.shape[1]
+    with torch.cuda.device(query.device) if query.is_cuda else nullcontext():
+        kv_decode_kernel[(batch * heads, parts)](
+            query,
+            key,
+            value,
+            real,
+            out,
+            state.keys,
+            state.values,
+            state.positions,
+            state.importance,
+            state.value_norms,
+            state.evicted,
+            state.queue,
+            state.cursor,
+            state.lengths,
+            state.first,
+            state.sizes,
+            scratch.partials,
+            scratch.extremes,
+            scratch.logits,
+            scratch.counters,
+            *query.stride()[:2],
+            *key.stride()[:2],
+            *value.stride()[:2],
+            real_stride,
+            slots,
+            logits_stride,
+            width,
+            scale,
+            decay,
+            SPLITS=parts,
+            FUSED=fused,
+            **constants,
+        )
+        if not fused:
+            shared = ("HEADS", "GROUPS", "E", "QUEUE", "RULE", "MEAN", "BLOCK_E", "ROWS", "BLOCK_I")
+            kv_combine_kernel[(batch * heads,)](
+                real,
+                out,
+                state.importance,
+                state.queue,
+                state.cursor,
+                state.lengths,
+                state.first,
+                state.sizes,
+                scratch.partials,
+                scratch.extremes,
+                scratch.logits,
+                real_stride,
+                slots,
+                logits_stride,
+                width,
+                decay,
+                SPLITS=parts,
+                **{name: constants[name] for name in shared},
+                num_warps=4,
+            )
+    return out
+
+
+def _has_kernel(query: torch.Tensor, state: SlotState) -> bool:
+    """Whether the kernel computes this step; otherwise the reference does, on any device."""
+    groups = query.shape[1] // len(state.capacities)
+    return (
+        has_triton()
+        and query.dtype == state.keys.dtype
+        and query.dtype in DTYPES
+        and groups <= MOST_ROWS
+        and max(state.keys.shape[2], state.values.shape[2]) <= MOST_SIZE
+        and all(tensor.is_contiguous() for tensor in state.tensors().values())
+    )
+
+
+def _needed(state: SlotState, groups: int, parts: int | None) -> tuple[int, int, int, int]:
+    """Elements of the tensors of a :class:`KVScratch`."""
+    batch, heads = state.cursor.shape
+    pairs = batch * heads
+    if parts is None:
+        parts = splits(batch, heads, state.widest)
+    rows = pairs * groups
+    return (
+        rows * parts * state.values.shape[2],
+        rows * parts * 2,
+        rows * _logits_stride(state),
+        pairs,
+    )
+
+
+def _logits_stride(state: SlotState) -> int:
+    return -(-state.widest // 16) * 16
+
+
+def _rules() -> dict[Rule, int]:
+    from budgetctl.kernels.kv_decode_triton import RULES
+
+    return RULES
+
+
+def _power_of_two(n: int) -> int:
+    return 1 << (n - 1).bit_length()
+
+
+def _check(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    state: SlotState,
+    real: torch.Tensor | None,
+    launches: int,
+) -> None:
+    kv_reference.check_step(query, key, value, state)
+    for name, tensor in (("key", key), ("value", value)):
+        if tensor.dtype != state.keys.dtype or tensor.device != state.keys.device:
+            raise KernelError(
+                f"{name} is {tensor.dtype} on {tensor.device}: expected {state.keys.dtype} on {state.keys.device}, as the "
+                "slots are"
+            )
+    if real is not None and (real.shape != query.shape[:1] or real.dtype != torch.bool):
+        raise KernelError(
+            f"real is {real.dtype} of shape {tuple(real.shape)}: expected bool of [{len(query)}], one a row"
+        )
+    if launches not in (1, 2):
+        raise KernelError(f"launches={launches}: expected 1, or 2 for a second one that combines the splits")

@@ -1,0 +1,118 @@
+"""What the KV kernels take of a GPU and move in one launch: compiled ahead of time, without a GPU (see ``aot``)."""
+
+from __future__ import annotations
+
+import torch
+
+from budgetctl.kernels.aot import TRITON_TYPES, LaunchCost, Resources, compile_kernel, require_compiler
+from budgetctl.kernels.kv_decode import launch_options, splits
+from budgetctl.kernels.kv_state import Group, Rule, SlotState
+
+__all__ = ["compiled_decode", "decode_cost", "shape_of_state"]
+
+
+def shape_of_state(
+    batch: int = 1,
+    heads: int = 8,
+    slots: int = 2048,
+    size: int = 128,
+    *,
+    dtype: torch.dtype = torch.bfloat16,
+    interval: int = 4,
+) -> SlotState:
+    """A state without data (meta tensors), for its sizes; with norms of values, as the default policy has them."""
+    return SlotState.allocate(
+        batch, [slots] * heads, size, size, interval=interval, value_norms=True, dtype=dtype, device="meta"
+    )
+
+
+def compiled_decode(
+    groups: int = 4,
+    size: int = 128,
+    parts: int = 16,
+    *,
+    heads: int = 8,
+    slots: int = 2048,
+    dtype: torch.dtype = torch.bfloat16,
+    rule: Rule = "max",
+    group: Group = "max",
+    launches: int = 1,
+    capability: int = 90,
+) -> tuple[Resources, str]:
+    """Compile the decode kernel for ``sm_{capability}``; needs Triton, no GPU.
+
+    Args:
+        groups: G, query heads that share a key-value head.
+        size: D and E.
+        parts: splits of a head.
+        heads: H.
+        slots: of a head.
+        dtype: of queries, keys and values: float32, bfloat16 or float16.
+        rule: of importance.
+        group: ``max`` or ``mean``.
+        launches: 1, or 2 for the first of two.
+        capability: compute capability times ten.
+
+    Returns:
+        ``(resources, PTX)``.
+
+    Raises:
+        KernelError: without Triton, or in a process in which Triton interprets.
+    """
+    require_compiler()
+    from budgetctl.kernels.kv_decode_triton import kv_decode_kernel
+
+    options = launch_options(
+        shape_of_state(1, heads, slots, size, dtype=dtype), groups, rule=rule, group=group
+    )
+    warps, stages = options.pop("num_warps"), options.pop("num_stages")
+    model = ("query", "key", "value", "out", "keys", "values")
+    numbers = ("importance", "value_norms", "partials", "extremes", "logits")
+    counts = ("positions", "queue", "cursor", "lengths", "counters")
+    types = dict.fromkeys(model, "*" + TRITON_TYPES[dtype])
+    types |= dict.fromkeys(numbers, "*fp32") | dict.fromkeys(counts, "*i32")
+    types |= {"first": "*i64", "sizes": "*i64", "real": "*i1"}
+    strides = ("query", "query_head", "key", "key_head", "value", "value_head", "slots", "logits")
+    return compile_kernel(
+        kv_decode_kernel,
+        types | {"scale": "fp32", "decay": "fp32"},
+        options | {"SPLITS": parts, "FUSED": launches == 1, "evicted": None},
+        [*types, *(f"{name}_stride" for name in strides)],
+        warps=int(warps),
+        stages=int(stages),
+        capability=capability,
+    )
+
+
+def decode_cost(state: SlotState, groups: int, *, rule: Rule = "max", parts: int | None = None) -> LaunchCost:
+    """Bytes and operations of one launch of the decode kernel over full slots; counted, not measured.
+
+    Keys, values, positions and importance count once from HBM. What splits hand on (logits, partial sums) is written
+    and read again as soon as the head is done; it counts too, though most of it stays in the second-level cache.
+
+    Args:
+        state: for its sizes.
+        groups: G.
+        rule: of importance; ``none`` keeps no logits.
+        parts: splits; None for what :func:`budgetctl.kernels.kv_decode.splits` says.
+    """
+    batch, heads = state.cursor.shape
+    pairs, slots = batch * heads, batch * state.offsets[-1]
+    size, value_size, item = state.keys.shape[2], state.values.shape[2], state.keys.element_size()
+    if parts is None:
+        parts = splits(batch, heads, state.widest)
+    slot = item * (size + value_size) + 4  # key, value, position
+    if rule != "none":
+        slot += 8 + 8 * groups  # importance and logits, each read and written
+    new = item * (size + value_size) * 2 + 4 * 3  # key and value read and written; position, importance, norm
+    query = item * groups * (size + value_size)  # query and output
+    between = 8 * groups * (value_size + 2) * parts if parts > 1 else 0
+    rows = int(launch_options(state, groups, rule=rule, group="max")["BLOCK_G"])
+    operations = 2 * rows * (size + value_size) * slots
+    narrow = item == 2
+    return LaunchCost(
+        pairs * parts,
+        slots * slot + pairs * (new + query + between + 20),
+        0 if narrow else operations,
+        operations if narrow else 0,
+    )
