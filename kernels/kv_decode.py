@@ -129,7 +129,7 @@ def decode_step(
         rule: ``max``, ``sum`` or ``none``.
         decay: in [0, 1].
         group: ``max`` or ``mean``.
-        real: [B] bool, false where the row's token is padding; None for all true.
+        real: [B] or [B, H] bool, false where the row's (or the head's) token is padding; None for all true.
         width: no head has a token beyond its first ``width`` columns, this step's included; None for all.
         scratch: working memory of the kernel; None allocates it, at the price of one more launch.
         launches: 1, or 2 to combine the splits in a launch of its own, as a check and for comparison.
@@ -223,7 +223,9 @@ def _launch(
     constants = launch_options(state, groups, rule=rule, group=group, upcast=not query.is_cuda)
     width = state.widest if width is None else min(max(width, 1), state.widest)
     logits_stride = _logits_stride(state)
-    real_stride = 0 if real is None else real.stride(0)
+    if real is not None:
+        real = (real[:, None] if real.dim() == 1 else real).expand(batch, heads)
+    real_strides = (0, 0) if real is None else real.stride()
     slots = state.keys.shape[1]
     with torch.cuda.device(query.device) if query.is_cuda else nullcontext():
         kv_decode_kernel[(batch * heads, parts)](
@@ -250,7 +252,7 @@ def _launch(
             *query.stride()[:2],
             *key.stride()[:2],
             *value.stride()[:2],
-            real_stride,
+            *real_strides,
             slots,
             logits_stride,
             width,
@@ -274,7 +276,7 @@ def _launch(
                 scratch.partials,
                 scratch.extremes,
                 scratch.logits,
-                real_stride,
+                *real_strides,
                 slots,
                 logits_stride,
                 width,
@@ -343,9 +345,11 @@ def _check(
                 f"{name} is {tensor.dtype} on {tensor.device}: expected {state.keys.dtype} on {state.keys.device}, as the "
                 "slots are"
             )
-    if real is not None and (real.shape != query.shape[:1] or real.dtype != torch.bool):
+    shapes = [(len(query),), (len(query), 1), tuple(state.cursor.shape)]
+    if real is not None and (tuple(real.shape) not in shapes or real.dtype != torch.bool):
         raise KernelError(
-            f"real is {real.dtype} of shape {tuple(real.shape)}: expected bool of [{len(query)}], one a row"
+            f"real is {real.dtype} of shape {tuple(real.shape)}: expected bool of {list(shapes[0])}, one a row, or "
+            f"{list(shapes[2])}, one a head"
         )
     if launches not in (1, 2):
         raise KernelError(f"launches={launches}: expected 1, or 2 for a second one that combines the splits")

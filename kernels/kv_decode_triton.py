@@ -157,6 +157,7 @@ def kv_decode_kernel(
     value_stride,
     value_head_stride,
     real_stride,
+    real_head_stride,
     slots_stride,
     logits_stride,
     width,
@@ -193,7 +194,7 @@ def kv_decode_kernel(
     length = tl.load(lengths + pair)
     is_real = 1
     if real is not None:
-        is_real = tl.load(real + row * real_stride).to(tl.int32)
+        is_real = tl.load(real + row * real_stride + head * real_head_stride).to(tl.int32)
 
     blocks = tl.cdiv(tl.cdiv(count, BLOCK_N), SPLITS)
     low = split * (blocks * BLOCK_N)
@@ -341,6 +342,7 @@ def kv_combine_kernel(
     extremes,
     logits,
     real_stride,
+    real_head_stride,
     slots_stride,
     logits_stride,
     width,
@@ -364,7 +366,7 @@ def kv_combine_kernel(
     length = tl.load(lengths + pair)
     is_real = 1
     if real is not None:
-        is_real = tl.load(real + row * real_stride).to(tl.int32)
+        is_real = tl.load(real + row * real_stride + head * real_head_stride).to(tl.int32)
     _finish(
         out,
         importance,

@@ -48,7 +48,8 @@ def decode_step(
         rule: ``none`` leaves importance alone.
         decay: in [0, 1].
         group: ``max`` or ``mean``.
-        real: [B] bool, false where the row's token is padding: it takes its slot and leaves it empty. None for all true.
+        real: [B] or [B, H] bool, false where the row's (or the head's) token is padding: it takes its slot and leaves it
+            empty. None for all true.
         width: no head has a token beyond its first ``width`` columns, this step's included; saves work while slots are
             still empty. None for all.
 
@@ -63,8 +64,10 @@ def decode_step(
     if state.evicted is not None:
         held = state.positions.gather(1, slot) >= 0
         state.evicted.add_(state.importance.gather(1, slot).where(held, 0.0))
-    write(state, slot, key, value, state.lengths if real is None else state.lengths.where(real[:, None], -1))
-    state.lengths.add_(1 if real is None else real[:, None])
+    if real is not None and real.dim() == 1:
+        real = real[:, None]
+    write(state, slot, key, value, state.lengths if real is None else state.lengths.where(real, -1))
+    state.lengths.add_(1 if real is None else real)
     state.cursor.add_(1)
 
     work = torch.promote_types(query.dtype, torch.float32)

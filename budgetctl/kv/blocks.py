@@ -36,7 +36,7 @@ def attend_with_slots(
         query: [B, G H, q, D].
         key: [B, H, q, D].
         value: [B, H, q, E].
-        mask: [B, 1, q, q] bool, which token of the block sees which; None for causal without padding.
+        mask: [B, 1 or H, q, q] bool, which token of the block sees which; None for causal without padding.
         state: without the block; read only.
         scale: factor of the logits.
         width: columns that may hold tokens.
@@ -73,7 +73,7 @@ def enter(
         query: [B, G H, q, D], of the block's tokens.
         key: [B, H, q, D].
         value: [B, H, q, E].
-        real: [B, q] bool, false for padding, which is never kept.
+        real: [B, H, q] bool, false for padding, which is never kept.
         state: its queue is spent afterwards.
         policy: for importance, and for the choice.
         protection: of positions.
@@ -81,11 +81,11 @@ def enter(
         width: columns that may hold tokens before the block.
     """
     block = key.shape[2]
-    count = real.cumsum(1, dtype=torch.int32)
-    joined = _join(key, value, state, torch.where(real, state.lengths[:, :1] + count - 1, -1), width)
-    state.lengths.add_(count[:, -1:])
+    count = real.cumsum(2, dtype=torch.int32)
+    joined = _join(key, value, state, torch.where(real, state.lengths[:, :, None] + count - 1, -1), width)
+    state.lengths.add_(count[:, :, -1])
     if policy.rule != "none":
-        _observe(query, real, joined, policy, count[:, -1], scale)
+        _observe(query, real, joined, policy, count[:, :, -1], scale)
     keep = joined.positions.unflatten(1, (len(state.capacities), -1)) >= 0
     if width + block > min(state.capacities):
         ranked, age = standing(joined, policy.scores(joined), protection, sizes=state.sizes)
@@ -115,11 +115,11 @@ def _join(
         state,
         keys=flat(state.heads(state.keys, width), key),
         values=state.values[:, :0],
-        positions=flat(state.head_positions(width), positions[:, None].expand(-1, heads, -1)),
+        positions=flat(state.head_positions(width), positions),
         importance=flat(state.heads(state.importance, width), fresh),
         value_norms=None if norms is None else flat(state.heads(norms, width), value_norm(value, kind)),
         # The latest tokens are counted from the end of the block, and what has been read so far is the prompt.
-        lengths=torch.maximum(state.lengths, positions.amax(1, keepdim=True) + 1),
+        lengths=torch.maximum(state.lengths, positions.amax(2) + 1),
         offsets=tuple(total * h for h in range(heads + 1)),
     )
 
@@ -144,14 +144,14 @@ def _observe(
     hidden = (joined.head_positions() < 0)[:, :, None, None] | ahead
     weights = logits.masked_fill_(hidden, torch.finfo(work).min).softmax(-1)
     mass = weights.amax(2) if policy.group == "max" else weights.mean(2)
-    mass = mass.masked_fill(~real[:, None, -last:, None], 0.0).to(joined.importance.dtype)
+    mass = mass.masked_fill(~real[:, :, -last:, None], 0.0).to(joined.importance.dtype)
     after = torch.arange(last - 1, -1, -1, device=keys.device, dtype=mass.dtype)
     mass = mass * (policy.fading**after)[:, None]
     importance = joined.heads(joined.importance)
     if policy.window is not None:
         importance.zero_()
     else:
-        importance.mul_((policy.fading ** count.to(mass.dtype))[:, None, None])
+        importance.mul_((policy.fading ** count.to(mass.dtype))[:, :, None])
     if policy.rule == "max":
         torch.maximum(importance, mass.amax(2), out=importance)
     else:

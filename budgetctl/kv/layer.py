@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,11 +10,13 @@ from transformers.cache_utils import CacheLayerMixin
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from budgetctl.errors import CacheError
-from budgetctl.kernels.kv_reference import decode_step, pick_victims
+from budgetctl.kernels.kv_decode import KVScratch, decode_step
+from budgetctl.kernels.kv_reference import pick_victims
 from budgetctl.kernels.kv_state import Protection, SlotState
-from budgetctl.kv.answer import check_room, make_room
+from budgetctl.kv.answer import bound_answer, check_room, make_room
 from budgetctl.kv.blocks import attend_with_slots, enter
 from budgetctl.kv.policies import Policy
+from budgetctl.kv.resize import resized
 
 
 class BudgetLayer(CacheLayerMixin):
@@ -24,9 +27,13 @@ class BudgetLayer(CacheLayerMixin):
     a waiting layer means that another attention function has been at work.
 
     Args:
-        capacities: slots of each key-value head.
+        capacities: slots of each key-value head; with ``rows`` of each head of each row, the rows one after the other.
         policy: with its interval set.
         protection: of positions.
+        rows: rows of the batch where they have capacities of their own: then the state has a single row, and the heads
+            of all rows are heads of it. None where all rows have the same.
+        answer_overflow: ``raise`` or ``evict``, when an answer is longer than the slots.
+        evicted: whether the importance of what is overwritten is summed up.
     """
 
     is_compileable = False
@@ -34,12 +41,24 @@ class BudgetLayer(CacheLayerMixin):
     is_sliding = False
     supports_early_init = False
 
-    def __init__(self, capacities: tuple[int, ...], policy: Policy, protection: Protection) -> None:
+    def __init__(
+        self,
+        capacities: tuple[int, ...],
+        policy: Policy,
+        protection: Protection,
+        *,
+        rows: int | None = None,
+        answer_overflow: str = "raise",
+        evicted: bool = False,
+    ) -> None:
         super().__init__()
         assert policy.interval is not None
         self.capacities, self.policy, self.protection = capacities, policy, protection
         self.interval = policy.interval
+        self.rows, self.answer_overflow, self.sums_evicted = rows, answer_overflow, evicted
         self.state: SlotState | None = None
+        #: Working memory of the kernel, which layers may share.
+        self.scratch: KVScratch | None = None
         self.reset()
 
     def reset(self) -> None:
@@ -54,20 +73,34 @@ class BudgetLayer(CacheLayerMixin):
         if self.state is not None:
             self.state.clear()
 
+    @property
+    def batch(self) -> int:
+        """Rows; -1 before the first token."""
+        if self.state is None:
+            return -1
+        return len(self.state.keys) if self.rows is None else self.rows
+
+    @property
+    def row_heads(self) -> int:
+        """Key-value heads of a row."""
+        return len(self.capacities) // (self.rows or 1)
+
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         batch, heads, _, size = key_states.shape
-        if heads != len(self.capacities):
+        if heads != self.row_heads:
             raise CacheError(
-                f"the layer has {heads} key-value heads: expected {len(self.capacities)}, as the configuration says; "
+                f"the layer has {heads} key-value heads: expected {self.row_heads}, as the configuration says; "
                 "make the cache from the configuration of this model"
             )
+        self._check_batch(batch, self.rows)
         self.state = SlotState.allocate(
-            batch,
+            batch if self.rows is None else 1,
             self.capacities,
             size,
             value_states.shape[3],
             interval=self.interval,
             value_norms=self.policy.value_norms,
+            evicted=self.sums_evicted,
             dtype=key_states.dtype,
             device=key_states.device,
         )
@@ -93,15 +126,16 @@ class BudgetLayer(CacheLayerMixin):
             )
         if self.state is None:
             self.lazy_initialization(key_states, value_states)
-            assert self.state is not None
-        if key_states.shape[0] != len(self.state.keys):
-            raise CacheError(
-                f"the batch has {key_states.shape[0]} rows: expected {len(self.state.keys)}, as before; take a new "
-                "BudgetCache for another batch"
-            )
+        self._check_batch(key_states.shape[0], self.batch)
         self.waiting = True
         key_states.budget_layer = self  # type: ignore[attr-defined]
         return key_states, value_states
+
+    def _check_batch(self, came: int, expected: int | None) -> None:
+        if expected is not None and came != expected:
+            raise CacheError(
+                f"the batch has {came} rows: expected {expected}, as before; take a new BudgetCache for another batch"
+            )
 
     def attend(
         self,
@@ -127,24 +161,41 @@ class BudgetLayer(CacheLayerMixin):
         """
         assert self.state is not None
         self.waiting = False
-        count = query.shape[2]
-        real = None if mask is None else mask[:, 0].diagonal(dim1=1, dim2=2).expand(len(key), -1)
+        batch, count = query.shape[0], query.shape[2]
         width = min(self.cumulative_length, self.state.widest)
-        if count == 1 and self.cumulative_length:
-            return self._step(query, key, value, None if real is None else real[:, 0], scale)[:, None]
-        if width:
-            output = attend_with_slots(module, query, key, value, mask, self.state, scale=scale, width=width)
-        else:
+        output = None
+        if not width:
             output = sdpa_attention_forward(module, query, key, value, mask, scaling=scale)[0]
+        if self.rows is not None:
+            query, key, value = (t.flatten(0, 1)[None] for t in (query, key, value))
+            mask = None if mask is None else self.by_head(mask[:, 0])
+        real = None if mask is None else mask.diagonal(dim1=2, dim2=3)
+        if count == 1 and self.cumulative_length:
+            found = self._step(query, key, value, None if real is None else real[:, :, 0], scale)
+            return found.view(batch, -1, found.shape[2])[:, None]
+        if output is None:
+            output = attend_with_slots(module, query, key, value, mask, self.state, scale=scale, width=width)
+            output = output.transpose(1, 2).reshape(batch, -1, *output.shape[1::2]).transpose(1, 2)
         if real is None:
-            real = torch.ones(len(key), count, dtype=torch.bool, device=key.device)
+            real = torch.ones(1, 1, count, dtype=torch.bool, device=key.device)
+        real = real.expand(*key.shape[:2], -1)
         if not self.generating:
             self.prompt_before = self.state.prompts.clone()
-            self.state.prompts.copy_(self.state.lengths + real.sum(1, keepdim=True))
+            self.state.prompts.copy_(self.state.lengths + real.sum(2))
         enter(query, key, value, real, self.state, self.policy, self.protection, scale=scale, width=width)
         self._seen(count)
         self.queued = 0
         return output
+
+    def by_head(self, rows: torch.Tensor) -> torch.Tensor:
+        """What is true of rows [B, ...], by head of the state [B, H, ...] (with ``rows``: [1, B H, ...])."""
+        if self.rows is None:
+            return rows[:, None].expand(-1, self.row_heads, *rows.shape[1:])
+        return rows.repeat_interleave(self.row_heads, 0)[None]
+
+    def by_row(self, heads: torch.Tensor) -> torch.Tensor:
+        """[B, H, ...] of what the state has by head."""
+        return heads if self.rows is None else heads[0].unflatten(0, (self.rows, self.row_heads))
 
     def _step(
         self,
@@ -177,6 +228,7 @@ class BudgetLayer(CacheLayerMixin):
             group=self.policy.group,
             real=real,
             width=min(self.cumulative_length, self.state.widest),
+            scratch=self.scratch,
         )
 
     def _seen(self, count: int) -> None:
@@ -188,8 +240,17 @@ class BudgetLayer(CacheLayerMixin):
         """Name the next victims of every head."""
         assert self.state is not None
         if self.answer_from is not None:
-            written = self.cumulative_length - self.answer_from
-            check_room(self.state, self.protection, written=written, count=self.interval)
+            if self.answer_overflow == "evict":
+                bound_answer(self.state, self.protection, count=self.interval)
+            else:
+                written = self.cumulative_length - self.answer_from
+                check_room(
+                    self.state,
+                    self.protection,
+                    written=written,
+                    count=self.interval,
+                    heads=self.row_heads,
+                )
         self.state.queue.copy_(self._victims())
         self.state.cursor.zero_()
         self.queued = self.interval
@@ -202,7 +263,7 @@ class BudgetLayer(CacheLayerMixin):
         scores = None if reach <= min(self.capacities) else self.policy.scores(self.state, width)
         return pick_victims(self.state, scores, self.protection, count=self.interval, width=width)
 
-    def begin_answer(self, rows: torch.Tensor, reserve: int) -> None:
+    def begin_answer(self, rows: torch.Tensor, reserve: int, written: torch.Tensor | None = None) -> None:
         """Protect what rows write from here on, and free slots for it at once.
 
         The lowest ``reserve`` unprotected tokens go, less the slots that are empty anyway.
@@ -210,23 +271,40 @@ class BudgetLayer(CacheLayerMixin):
         Args:
             rows: [B] bool.
             reserve: tokens of the answer, as far as known; more find room as usual.
+            written: [B] tokens of the answer that the cache has already; None for none.
         """
         if self.state is None:
             raise CacheError(
                 "begin_answer before the prompt: expected some tokens in the cache; generate first"
             )
-        state = self.state
-        begun = torch.minimum(state.answers, state.lengths)
-        state.answers.copy_(begun.where(rows[:, None], state.answers))
+        state, by_head = self.state, self.by_head(rows)
+        start = state.lengths if written is None else state.lengths - self.by_head(written).int()
+        begun = torch.minimum(state.answers, start)
+        state.answers.copy_(begun.where(by_head, state.answers))
         if self.answer_from is None:
             self.answer_from = self.cumulative_length
-        make_room(state, rows, reserve, self.policy.scores(state), self.protection)
+        make_room(state, by_head, reserve, self.policy.scores(state), self.protection)
         self.evicted_at = self.cumulative_length
         if self.queued:
             # Other rows keep the victims that they have been given.
             at = self.interval - self.queued
             fresh = pick_victims(state, self.policy.scores(state), self.protection, count=self.queued)
-            state.queue[:, :, at:] = torch.where(rows[:, None, None], fresh, state.queue[:, :, at:])
+            state.queue[:, :, at:] = torch.where(by_head[:, :, None], fresh, state.queue[:, :, at:])
+
+    def resize(self, capacities: tuple[int, ...]) -> None:
+        """Give the heads other capacities, in one copy; where there are fewer slots, the policy's lowest go.
+
+        Args:
+            capacities: as many as before.
+        """
+        if capacities == self.capacities:
+            return
+        if self.state is not None:
+            held = min(self.cumulative_length, self.state.widest)
+            if min(capacities) < held:
+                self.evicted_at = self.cumulative_length
+            self.state = resized(self.state, capacities, self.policy.scores(self.state), self.protection)
+        self.capacities, self.queued, self.scratch = capacities, 0, None
 
     def get_seq_length(self) -> int:
         """Columns seen so far, padding and evicted tokens included: the logical length."""
@@ -245,19 +323,29 @@ class BudgetLayer(CacheLayerMixin):
     def reorder_cache(self, beam_idx: torch.Tensor) -> None:
         """Row i becomes row ``beam_idx[i]``, in place."""
         if self.state is not None:
+            self._movable("reordered")
             self.state.reorder(beam_idx)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Repeat every row ``repeats`` times."""
         if self.state is not None:
+            self._movable("repeated")
             rows = torch.arange(len(self.state.keys), device=self.state.keys.device)
             self.state = self.state.select(rows.repeat_interleave(repeats))
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
         """Keep the rows ``indices`` [n] (int64, or [B] bool)."""
         if self.state is not None:
+            self._movable("selected")
             rows = torch.as_tensor(indices)
             self.state = self.state.select(rows.nonzero()[:, 0] if rows.dtype == torch.bool else rows)
+
+    def _movable(self, how: str) -> None:
+        if self.rows is not None:
+            raise CacheError(
+                f"rows with capacities of their own cannot be {how}: expected one capacity for all rows; give kv_budget as "
+                "a number of slots, or do without beams"
+            )
 
     def crop(self, tokens_to_remove: int) -> None:
         """Remove the latest ``-tokens_to_remove`` tokens of every row.
@@ -296,3 +384,12 @@ class BudgetLayer(CacheLayerMixin):
         )
 
     prefetch = offload
+
+
+def share_scratch(layers: Sequence[BudgetLayer], groups: int) -> None:
+    """Give the layers' decode kernels, which follow each other, one working memory."""
+    states = [layer.state for layer in layers if layer.state is not None]
+    if states and states[0].keys.is_cuda:
+        scratch = KVScratch.allocate(states, groups)
+        for layer in layers:
+            layer.scratch = scratch
