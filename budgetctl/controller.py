@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from transformers import LogitsProcessor
 
-from budgetctl.budget import RowBudgets, tokens_left
+from budgetctl.budget import NO_CAP, RowBudgets, tokens_left
 from budgetctl.close_record import record_close
 from budgetctl.closing import (
     WINDOW_FIT,
@@ -33,6 +34,9 @@ from budgetctl.raw_logits import RawLogits
 from budgetctl.score_edits import ban_tokens, force_tokens
 from budgetctl.state import ThinkingState, thinking_state
 from budgetctl.steering import Steering
+
+if TYPE_CHECKING:
+    from budgetctl.kv.coupling import KVCoupling
 
 
 class BudgetController(LogitsProcessor):
@@ -123,6 +127,8 @@ class BudgetController(LogitsProcessor):
         self.latest: torch.Tensor | None = None
         #: Whether ``latest`` is kept, as a copy that nobody writes to.
         self.keeps_latest = False
+        #: Keeps the thinking budget and the KV budget in step, where there is one.
+        self.kv: KVCoupling | None = None
         self._reader = PrefixReader(delimiters)
         self._temperatures: dict[tuple[int, torch.device], torch.Tensor] = {}
         self.predictions = PredictionTable()
@@ -140,13 +146,14 @@ class BudgetController(LogitsProcessor):
     @property
     def idle(self) -> bool:
         """Whether nothing was asked for, so that every call returns its scores as they came."""
-        return self.limits.idle and self.extension is None and self.early_exit is None
+        asked = self.extension is not None or self.early_exit is not None
+        return self.limits.idle and not asked and (self.kv is None or self.kv.max_loss is None)
 
     @torch.no_grad()
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """Steered logits [B, V] for prefixes [B, T] and logits [B, V], which are not written to."""
         self.latest = None
-        if self.idle:
+        if self.idle and (self.kv is None or not self.kv.due(input_ids.shape[1])):
             return scores
         rows, device = scores.shape[0], scores.device
         if self.boundaries is not None and self.boundaries.line.device != device:
@@ -165,6 +172,12 @@ class BudgetController(LogitsProcessor):
             own = self.first or self.raw is not None
             forecast = ForecastOfStep(self.forecast, raw, own_logits=own)
         caps = caps_at_step(self.limits, limits, reading, scores, forecast, self.predictions)
+        if self.kv is not None:
+            caps = self.kv.observe(input_ids.shape[1], state, caps, limits, forecast)
+            if self.idle:
+                return scores
+            if self.kv.caps is not None:
+                limited = limited | (self.kv.caps < NO_CAP)
         window = closing_window(caps, limits.room) if self.boundaries is not None else torch.zeros_like(caps)
         left = tokens_left(state.used, caps, state.generated, limits.room)
 
@@ -293,6 +306,8 @@ class BudgetController(LogitsProcessor):
         predicted = self.predictions.lookup(start, torch.full_like(rows.fractions, torch.nan, dtype=dtype))
         share = share_of(predicted.nan_to_num(), rows.fractions, rows.minimum)
         budgets = torch.where(predicted.isfinite(), torch.minimum(rows.caps, share), rows.caps)
+        if self.kv is not None and self.kv.caps is not None:
+            budgets = torch.minimum(budgets, self.kv.caps.to(budgets.device))
         lengths = [value if value == value else None for value in predicted.tolist()]
         return budgets.tolist(), lengths, (totals ^ rows.salt[:, None]).tolist()
 

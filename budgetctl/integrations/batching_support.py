@@ -24,6 +24,9 @@ CALL_KNOBS = (
     "guidance_strength",
     "guided_steps",
     "early_exit",
+    "kv_budget",
+    "kv_policy",
+    "kv_max_loss",
 )
 #: The first release whose continuous batching tells a processor which requests a step is for.
 FIRST_RELEASE = "5.12"

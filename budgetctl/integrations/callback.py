@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 import threading
 from collections.abc import Callable
-from types import MethodType
 from typing import Any
 
 import torch
 
 from budgetctl.controller import BudgetController
+from budgetctl.integrations.wrapping import wrap_generate
 from budgetctl.telemetry import ThoughtReport, report_sequences
 
 OnReport = Callable[[list[ThoughtReport]], None]
-
-#: Attribute of the wrapper: the instance's own ``generate`` that it replaced, None for that of the class.
-_REPLACED = "_budgetctl_replaced"
 
 _log = logging.getLogger("budgetctl")
 
@@ -42,27 +38,24 @@ class ReportCallback:
         self._call.latest = (controller, prompt_length)
 
     def wrap(self, model: Any) -> None:
-        """Replace ``model.generate``; :func:`unwrap` undoes it."""
-        own = vars(model).get("generate")  # a model may bring a loop of its own
+        """Replace ``model.generate``; ``wrapping.unwrap`` undoes it."""
+        wrap_generate(model, self._around)
 
-        @functools.wraps(type(model).generate)
-        def generate(this: Any, *arguments: Any, **options: Any) -> Any:
-            original = own if own is not None else MethodType(type(this).generate, this)
-            call = self._call
-            if getattr(call, "running", False):
-                return original(*arguments, **options)
-            call.running, call.latest = True, None
-            try:
-                output = original(*arguments, **options)
-                latest = call.latest
-            finally:
-                call.running, call.latest = False, None
-            if latest is not None:
-                self._tell(output, *latest)
-            return output
-
-        setattr(generate, _REPLACED, own)
-        model.generate = MethodType(generate, model)
+    def _around(
+        self, model: Any, generate: Callable[..., Any], arguments: tuple[Any, ...], options: dict[str, Any]
+    ) -> Any:
+        call = self._call
+        if getattr(call, "running", False):
+            return generate(*arguments, **options)
+        call.running, call.latest = True, None
+        try:
+            output = generate(*arguments, **options)
+            latest = call.latest
+        finally:
+            call.running, call.latest = False, None
+        if latest is not None:
+            self._tell(output, *latest)
+        return output
 
     def _tell(self, output: Any, controller: BudgetController, prompt_length: int) -> None:
         sequences = output if isinstance(output, torch.Tensor) else getattr(output, "sequences", None)
@@ -74,15 +67,3 @@ class ReportCallback:
             self.on_report(report_sequences(controller, sequences.to("cpu"), prompt_length))
         except Exception:
             _log.warning("on_report failed; the generation is returned all the same", exc_info=True)
-
-
-def unwrap(model: Any) -> None:
-    """Give ``model`` back the ``generate`` that it had before :meth:`ReportCallback.wrap`, if it was wrapped."""
-    current = getattr(vars(model).get("generate"), "__func__", None)
-    if not hasattr(current, _REPLACED):
-        return
-    own = getattr(current, _REPLACED)
-    if own is None:
-        del model.generate
-    else:
-        model.generate = own

@@ -27,7 +27,9 @@ from budgetctl.exit_probe import ExitProbe
 from budgetctl.extension import Extension
 from budgetctl.forecast import NATURAL_COVERAGE, LengthForecast
 from budgetctl.integrations import batching_support as batching
-from budgetctl.integrations.callback import OnReport, ReportCallback, unwrap
+from budgetctl.integrations.callback import OnReport, ReportCallback
+from budgetctl.integrations.kv_hooks import KV_KNOBS, begin_cache, keep_attention
+from budgetctl.integrations.wrapping import unwrap
 from budgetctl.predictors.artifact import PredictorArtifact, check_model, load_predictor
 from budgetctl.predictors.calibrate import level_for
 from budgetctl.predictors.hidden_state import LogitsHiddenState, recovery_error
@@ -51,6 +53,9 @@ KNOBS: dict[str, object] = {
     "guidance_strength": None,
     "guided_steps": None,
     "early_exit": None,
+    "kv_budget": None,
+    "kv_policy": None,
+    "kv_max_loss": None,
 }
 #: Written where a thought is extended, unless ``extension_phrase`` says otherwise (s1, arXiv 2501.19393).
 EXTENSION_PHRASE = "Wait"
@@ -62,8 +67,8 @@ _PROBE = "Think it over, step by step: what is 12 + 30 - 5? Then say whether a b
 
 @dataclass
 class Installation:
-    """What :func:`install` found and set up. ``controller`` is that of the latest ``generate`` call; ``model`` is the
-    one that generates, for a PEFT model its base."""
+    """What :func:`install` found and set up. ``controller`` is that of the latest ``generate`` call, and so is ``cache``,
+    its ``BudgetCache`` where it had a KV budget; ``model`` is the one that generates, for a PEFT model its base."""
 
     model: GenerationMixin
     tokenizer: PreTrainedTokenizerBase
@@ -73,6 +78,7 @@ class Installation:
     artifact: PredictorArtifact | None
     recovery_error: float | None
     controller: BudgetController | None = None
+    cache: Any = None
     #: The ``BatchedBudgets`` of the latest ``generate_batch`` call or ``ContinuousBatchingManager``.
     batching: Any = None
     _prompt_length: int = 0
@@ -210,6 +216,7 @@ def install(
     installation._original = type(model)._get_logits_processor
     model._get_logits_processor = MethodType(_with_controller(installation), model)
     unwrap(model)
+    keep_attention(model)
     batching.add_to(model, installation)
     if on_report is not None:
         installation._callback = ReportCallback(on_report)
@@ -245,6 +252,8 @@ def _with_controller(installation: Installation) -> Callable[..., LogitsProcesso
             else:
                 why = "continuous batching leaves no forward pass for probes"
                 _refuse(generation_config, why, "use generate", ("early_exit",))
+                why = "continuous batching has a paged cache of its own"
+                _refuse(generation_config, why, "use generate", KV_KNOBS)
                 installation.batching = batching.batched_budgets(installation, generation_config)
                 processors.insert(0, installation.batching)
         else:
@@ -256,8 +265,17 @@ def _with_controller(installation: Installation) -> Callable[..., LogitsProcesso
                 )
             prompts = 1 if encoder_input_ids is None else encoder_input_ids.shape[0]
             controller = installation.controller_for(generation_config, input_ids_seq_length, prompts)
+            copies = max(generation_config.num_beams, generation_config.num_return_sequences)
+            cache = begin_cache(
+                self,
+                controller,
+                generation_config,
+                input_ids_seq_length,
+                prompts * copies,
+                others["model_kwargs"],
+            )
             if not generation_config.is_assistant:  # a draft of the model itself is no call of its own
-                installation.controller = controller
+                installation.controller, installation.cache = controller, cache
                 installation._prompt_length = input_ids_seq_length
                 if installation._callback is not None:
                     installation._callback.note(controller, input_ids_seq_length)

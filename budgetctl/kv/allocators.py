@@ -110,6 +110,59 @@ def by_layer_and_head(
     return [[next(rows) for _ in layer] for layer in scores]
 
 
+def by_need(
+    total: int, needs: Sequence[int], floors: Sequence[int], weights: Sequence[float] | None = None
+) -> list[int]:
+    """Slots of rows that share one pool, in proportion to the root of their lengths.
+
+    If a row of N tokens in C slots loses w N / C, the least loss in all under a sum of slots has C in proportion to
+    √(w N), within each row's bounds (Lagrange). No row gets more than it needs: what fits is never evicted.
+
+    Args:
+        total: slots a head of all rows.
+        needs: N of each row, tokens that it will have at its end.
+        floors: least slots of each row; one that needs less gets no less than its floor.
+        weights: w of each row, positive; None for all alike.
+
+    Returns:
+        Slots of each row, between its floor and its need. Their sum is ``total``, or that of the needs where this is less.
+
+    Raises:
+        CacheError: when the floors do not fit, for a weight that is not positive, or lists of different lengths.
+    """
+    weights = [1.0] * len(needs) if weights is None else weights
+    if (
+        not len(needs) == len(floors) == len(weights)
+        or sum(floors) > total
+        or not all(0 < w < math.inf for w in weights)
+    ):
+        raise CacheError(
+            f"{total} slots for rows that need {list(needs)}, at least {list(floors)}, with weights {list(weights)}: expected "
+            "floors that fit into the total, and as many positive weights; give a larger KV budget or fewer rows"
+        )
+    tops = [max(need, floor) for need, floor in zip(needs, floors, strict=True)]
+    if sum(tops) <= total:
+        return tops
+    roots = [math.sqrt(w * max(need, 1)) for w, need in zip(weights, needs, strict=True)]
+
+    def at(scale: float) -> list[float]:
+        rows = zip(roots, floors, tops, strict=True)
+        return [min(max(scale * root, floor), top) for root, floor, top in rows]
+
+    low, high = 0.0, max(tops) / min(roots)
+    for _ in range(200):
+        middle = (low + high) / 2
+        low, high = (middle, high) if math.fsum(at(middle)) <= total else (low, middle)
+    exact = at(low)
+    found = [math.floor(x) for x in exact]
+    order = sorted(range(len(exact)), key=lambda i: (found[i] - exact[i], i))
+    for i in (i for i in order if found[i] < tops[i]):
+        if sum(found) == total:
+            break
+        found[i] += 1
+    return found
+
+
 def apportion(total: int, weights: Sequence[float], floors: Sequence[int]) -> list[int]:
     """Whole numbers that sum to ``total``: each its floor, and of the rest a share by weight (largest remainders).
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,6 +16,21 @@ from budgetctl.kv.answer import bound_answer, check_room, make_room
 from budgetctl.kv.blocks import attend_with_slots, enter
 from budgetctl.kv.policies import Policy
 from budgetctl.kv.resize import resized
+
+
+class Workspace:
+    """Working memory of the decode kernel that layers share, as their steps follow each other."""
+
+    def __init__(self) -> None:
+        self._scratch: KVScratch | None = None
+
+    def scratch(self, state: SlotState, groups: int) -> KVScratch | None:
+        """Enough for a step of ``state``; None where no kernel runs."""
+        if not state.keys.is_cuda:
+            return None
+        if self._scratch is None or not self._scratch.fits(state, groups):
+            self._scratch = KVScratch.allocate([state], groups)
+        return self._scratch
 
 
 class BudgetLayer(CacheLayerMixin):
@@ -34,6 +48,7 @@ class BudgetLayer(CacheLayerMixin):
             of all rows are heads of it. None where all rows have the same.
         answer_overflow: ``raise`` or ``evict``, when an answer is longer than the slots.
         evicted: whether the importance of what is overwritten is summed up.
+        workspace: shared with other layers.
     """
 
     is_compileable = False
@@ -50,6 +65,7 @@ class BudgetLayer(CacheLayerMixin):
         rows: int | None = None,
         answer_overflow: str = "raise",
         evicted: bool = False,
+        workspace: Workspace | None = None,
     ) -> None:
         super().__init__()
         assert policy.interval is not None
@@ -57,8 +73,7 @@ class BudgetLayer(CacheLayerMixin):
         self.interval = policy.interval
         self.rows, self.answer_overflow, self.sums_evicted = rows, answer_overflow, evicted
         self.state: SlotState | None = None
-        #: Working memory of the kernel, which layers may share.
-        self.scratch: KVScratch | None = None
+        self.workspace = workspace or Workspace()
         self.reset()
 
     def reset(self) -> None:
@@ -228,7 +243,7 @@ class BudgetLayer(CacheLayerMixin):
             group=self.policy.group,
             real=real,
             width=min(self.cumulative_length, self.state.widest),
-            scratch=self.scratch,
+            scratch=self.workspace.scratch(self.state, query.shape[1] // key.shape[1]),
         )
 
     def _seen(self, count: int) -> None:
@@ -304,7 +319,7 @@ class BudgetLayer(CacheLayerMixin):
             if min(capacities) < held:
                 self.evicted_at = self.cumulative_length
             self.state = resized(self.state, capacities, self.policy.scores(self.state), self.protection)
-        self.capacities, self.queued, self.scratch = capacities, 0, None
+        self.capacities, self.queued = capacities, 0
 
     def get_seq_length(self) -> int:
         """Columns seen so far, padding and evicted tokens included: the logical length."""
@@ -384,12 +399,3 @@ class BudgetLayer(CacheLayerMixin):
         )
 
     prefetch = offload
-
-
-def share_scratch(layers: Sequence[BudgetLayer], groups: int) -> None:
-    """Give the layers' decode kernels, which follow each other, one working memory."""
-    states = [layer.state for layer in layers if layer.state is not None]
-    if states and states[0].keys.is_cuda:
-        scratch = KVScratch.allocate(states, groups)
-        for layer in layers:
-            layer.scratch = scratch

@@ -24,7 +24,7 @@ def resized(
     Returns:
         State of the same rows and heads.
     """
-    batch, heads = state.cursor.shape
+    batch = len(state.cursor)
     fresh = SlotState.allocate(
         batch,
         capacities,
@@ -39,11 +39,11 @@ def resized(
     ranked, age = standing(state, scores, protection)
     going = order(ranked, age)
     inside = (
-        torch.ones_like(ranked, dtype=torch.bool)
-        if state.uniform
-        else (~state.outside).expand_as(ranked)
+        torch.ones_like(ranked, dtype=torch.bool) if state.uniform else (~state.outside).expand_as(ranked)
     )
-    ranks = torch.empty_like(going).scatter_(2, going, torch.arange(state.widest, device=going.device).expand_as(going))
+    ranks = torch.empty_like(going).scatter_(
+        2, going, torch.arange(state.widest, device=going.device).expand_as(going)
+    )
     # Columns that a head does not have are ranked last; what is before them and stays comes just before.
     ranks = ranks + (state.widest - state.sizes)[:, None]
     keep = inside & (ranks >= (state.widest - fresh.sizes)[:, None]) & (state.head_positions() >= 0)

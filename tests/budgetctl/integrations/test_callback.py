@@ -34,9 +34,12 @@ class Heard(BaseStreamer):
         self.ended = True
 
 
-def test_nothing_is_wrapped_without_a_callback(model: Any, tokenizer: Any) -> None:
+def test_without_a_callback_nothing_is_reported(
+    model: Any, tokenizer: Any, inputs: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("budgetctl.integrations.callback.report_sequences", None)
     install(model, tokenizer)
-    assert "generate" not in vars(model)
+    assert model.generate(**inputs, thinking_budget=3).shape[0] == 2
 
 
 @pytest.mark.parametrize("as_output", [False, True])
