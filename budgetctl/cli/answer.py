@@ -12,6 +12,7 @@ import torch
 from transformers import LogitsProcessorList, PreTrainedTokenizerBase
 from transformers.generation.streamers import BaseStreamer
 
+from budgetctl.cli.kv import cache_bytes, kv_cache
 from budgetctl.cli.requests import Request, Settings
 from budgetctl.controller import BudgetController
 from budgetctl.evals.load import LoadedModel
@@ -26,7 +27,8 @@ StreamerFactory = Callable[[BudgetController], BaseStreamer]
 @dataclass(frozen=True)
 class Answer:
     """One request answered: ``text`` is all that was generated, the rest as in ``ThoughtReport``; ``seconds`` is the
-    time that its batch took, ``probe_cost`` what an early exit cost, as in ``ProbeCost``."""
+    time that its batch took, ``kv_peak_bytes`` what the batch held of keys and values at most, ``probe_cost`` what an early
+    exit cost, as in ``ProbeCost``."""
 
     prompt: str
     thinking: str
@@ -40,6 +42,7 @@ class Answer:
     leaked: bool
     guidance_strength: float
     seconds: float
+    kv_peak_bytes: int | None = None
     probe_cost: dict[str, int] | None = None
 
     def as_dict(self) -> dict[str, object]:
@@ -93,8 +96,9 @@ def answer_batch(
     processors = LogitsProcessorList([controller])
     if temperature > 0:
         processors.append(SeededSampler(seeds, width, temperature))
-    with torch.inference_mode():
-        sequences = model.generate(
+    caching = kv_cache(model, controller, settings.kv if steered else None, mask, settings.max_new_tokens)
+    with caching as options, torch.inference_mode():
+        output = model.generate(
             input_ids=input_ids,
             attention_mask=mask,
             logits_processor=processors,
@@ -105,7 +109,10 @@ def answer_batch(
             max_new_tokens=settings.max_new_tokens,
             pad_token_id=pad,
             streamer=None if streamer_for is None else streamer_for(controller),
-        ).cpu()
+            return_dict_in_generate=True,
+            **options,
+        )
+    sequences = output.sequences.cpu()
     reports = report_sequences(controller, sequences, width)
     costs: list[ProbeCost | None] = [None] * len(requests)
     if controller.early_exit is not None:
@@ -124,6 +131,7 @@ def answer_batch(
                 answer="\n\n".join(tokenizer.decode(list(ids)).strip() for ids in parts.messages),
                 text=tokenizer.decode(_until_end(row[width:], loaded.delimiters.eos_ids)),
                 seconds=round(seconds, 3),
+                kv_peak_bytes=cache_bytes(output.past_key_values),
                 probe_cost=None if cost is None else asdict(cost),
                 **counts,  # type: ignore[arg-type]
             )

@@ -18,6 +18,9 @@ from budgetctl.cli.options import (
     GuidanceStrength,
     GuidedSteps,
     Json,
+    KVBudgetText,
+    KVMaxLoss,
+    KVPolicy,
     MaxExtensions,
     MaxNewTokens,
     MinThinkingTokens,
@@ -51,6 +54,9 @@ def generate(
     answer_reserve: AnswerReserve = None,
     guidance_strength: GuidanceStrength = None,
     guided_steps: GuidedSteps = None,
+    kv_budget: KVBudgetText = None,
+    kv_policy: KVPolicy = None,
+    kv_max_loss: KVMaxLoss = None,
     temperature: Temperature = None,
     batch_file: Annotated[
         Path | None,
@@ -72,6 +78,7 @@ def generate(
     _check_combination(prompt, batch_file, stream, as_json)
     with clean_stdout(as_json):
         from budgetctl.cli.batch_file import BadLine, read_batch_file
+        from budgetctl.cli.kv import read_kv
         from budgetctl.cli.requests import Request, Settings, make_request, own_limits, read_early_exit
 
         settings = Settings(
@@ -83,6 +90,7 @@ def generate(
             extension_phrase=extension_phrase,
             transition_phrase=transition_phrase,
             early_exit=read_early_exit(early_exit),
+            kv=read_kv(kv_budget, kv_policy, kv_max_loss),
             temperature=temperature,
             seed=seed,
             batch_size=batch_size,

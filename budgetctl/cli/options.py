@@ -162,3 +162,32 @@ Temperature = Annotated[
         "reasoner). No top-p or top-k is applied.",
     ),
 ]
+KVBudgetText = Annotated[
+    str | None,
+    typer.Option(
+        "--kv-budget",
+        metavar="SLOTS|SHARE|BYTES",
+        help="Keys and values that are kept: tokens a head of each prompt (512), a share of what it could come to (25%), "
+        "or bytes for all prompts that are answered at once (64MiB).",
+        show_default=False,
+    ),
+]
+KVPolicy = Annotated[
+    str | None,
+    typer.Option(
+        "--kv-policy",
+        metavar="NAME",
+        help="What is given up beyond --kv-budget: decayed-max (the default), window, h2o, tova, defensive, snapkv, r-kv "
+        "or keydiff.",
+        show_default=False,
+    ),
+]
+KVMaxLoss = Annotated[
+    float | None,
+    typer.Option(
+        "--kv-max-loss",
+        metavar="MASS",
+        help="A thought is told to finish when the attention of what was given up comes to this.",
+        show_default=False,
+    ),
+]

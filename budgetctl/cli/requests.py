@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from budgetctl.budget import ThinkingBudget, resolve_reserve
 from budgetctl.early_exit import EarlyExit
@@ -14,6 +14,9 @@ from budgetctl.errors import BudgetctlError, BudgetError, DelimiterError
 from budgetctl.extension import Extension
 from budgetctl.limits import RowLimits
 from budgetctl.steering import GUIDED_STEPS
+
+if TYPE_CHECKING:
+    from budgetctl.cli.kv import KVSettings
 
 #: What each prompt may have of its own, by name.
 LIMITS = ("effort", "thinking_budget", "thinking_target", "target_tolerance", "min_thinking_tokens")
@@ -47,6 +50,7 @@ class Settings:
     extension_phrase: str | None = None
     transition_phrase: str | None = None
     early_exit: EarlyExit | None = None
+    kv: KVSettings | None = None
     temperature: float | None = None
     seed: int = 0
     batch_size: int = 16

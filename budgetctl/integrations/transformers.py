@@ -242,7 +242,7 @@ def _with_controller(installation: Installation) -> Callable[..., LogitsProcesso
         encoder_input_ids: torch.Tensor | None = None,
         prefix_allowed_tokens_fn: Callable[[int, torch.Tensor], list[int]] | None = None,
         logits_processor: list[LogitsProcessor] | None = None,
-        **others: object,
+        **others: Any,
     ) -> LogitsProcessorList:
         processors = list(logits_processor or [])
         controller = None

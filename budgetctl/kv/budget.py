@@ -47,9 +47,9 @@ class KVBudget:
             return value
         if isinstance(value, str):
             return cls._read(value)
-        if isinstance(value, Integral) and not isinstance(value, bool) and value >= 1:
+        if isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= 1:
             return cls(slots=int(value))
-        if isinstance(value, Real) and not isinstance(value, bool | Integral) and 0 < value <= 1:
+        if isinstance(value, Real) and not isinstance(value, Integral) and 0 < float(value) <= 1:
             return cls(share=float(value))
         raise CacheError(f"kv_budget={value!r}: {_EXPECTED}")
 

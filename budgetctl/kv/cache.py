@@ -84,6 +84,7 @@ class BudgetCache(Cache):
                 f"{type(self.policy).__name__} with capacities by row: expected one capacity, as all heads keep the same "
                 "tokens; give a number of slots"
             )
+        self._peak = 0
         workspace = Workspace()
         super().__init__(
             layers=[
@@ -142,7 +143,9 @@ class BudgetCache(Cache):
         _check_room(min(capacities), self.policy, self.protection)
         by_head = tuple(slots for slots in capacities for _ in range(layer.row_heads))
         for layer in self.layers:
+            before = 0 if layer.state is None else layer.state.bytes
             layer.resize(by_head)
+            self._peak = max(self._peak, self.bytes_allocated + before)
 
     def evicted_mass(self) -> torch.Tensor:
         """[B] float, for each row the importance that its evicted tokens had then, summed over them, a head's mean.
@@ -168,6 +171,11 @@ class BudgetCache(Cache):
     def bytes_allocated(self) -> int:
         """Bytes of all keys, values and state; 0 before the first token, and the same ever after."""
         return sum(layer.state.bytes for layer in self.layers if layer.state is not None)
+
+    @property
+    def peak_bytes(self) -> int:
+        """Most bytes that were allocated at a time, with the copy of a layer that :meth:`resize` makes."""
+        return max(self._peak, self.bytes_allocated)
 
     @property
     def batch_size(self) -> int:

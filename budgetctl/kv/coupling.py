@@ -174,8 +174,7 @@ def couple(
     Raises:
         CacheError: for a model that this cannot be, or values that are impossible.
     """
-    if max_loss is not None and not max_loss > 0:
-        raise CacheError(f"kv_max_loss={max_loss!r}: expected a number above 0; leave it unset for no limit")
+    check_max_loss(max_loss)
     if max_loss is not None and movable:
         raise CacheError(
             "kv_max_loss with beams: expected rows that keep their places; do without one of the two"
@@ -193,3 +192,10 @@ def couple(
     cache, pool = plan_cache(config, budget, needs, dtype, policy, movable=movable)
     controller.kv = KVCoupling(cache, prompt_length, max_new_tokens, pool=pool, max_loss=max_loss)
     return cache
+
+
+def check_max_loss(max_loss: float | None) -> None:
+    """Raise unless ``max_loss`` is a number above 0, or None."""
+    number = isinstance(max_loss, int | float) and not isinstance(max_loss, bool)
+    if max_loss is not None and not (number and max_loss > 0):
+        raise CacheError(f"kv_max_loss={max_loss!r}: expected a number above 0; leave it unset for no limit")
