@@ -69,20 +69,20 @@ class BudgetCache(Cache):
         smallest = min(map(min, capacities))
         self.policy = find_policy(policy).fitted(smallest)
         self.protection = Protection(
-            sinks, min(32, smallest // 4) if recent is None else recent, prompt_share
+            sinks, max(1, min(32, smallest // 4)) if recent is None else recent, prompt_share
         )
         _check_room(smallest, self.policy, self.protection)
         if answer_overflow not in ("raise", "evict"):
             raise CacheError(f"answer_overflow={answer_overflow!r}: expected 'raise' or 'evict'")
-        if self.policy.shared_heads and any(len(set(layer)) > 1 for layer in capacities):
-            raise CacheError(
-                f"{type(self.policy).__name__} with different capacities for the heads of a layer: expected equal ones, as "
-                "all heads keep the same tokens; give one capacity a layer"
-            )
         if self.policy.shared_heads and _rows is not None:
             raise CacheError(
                 f"{type(self.policy).__name__} with capacities by row: expected one capacity, as all heads keep the same "
                 "tokens; give a number of slots"
+            )
+        if self.policy.shared_heads and any(len(set(layer)) > 1 for layer in capacities):
+            raise CacheError(
+                f"{type(self.policy).__name__} with different capacities for the heads of a layer: expected equal ones, as "
+                "all heads keep the same tokens; give one capacity a layer"
             )
         self._peak = 0
         workspace = Workspace()
