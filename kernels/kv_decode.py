@@ -7,23 +7,18 @@ host, no shape that depends on data: with working memory of its own (:class:`KVS
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 
 import torch
 
 from budgetctl.errors import KernelError
 from budgetctl.kernels import kv_reference
 from budgetctl.kernels.gamma_guidance import has_triton
+from budgetctl.kernels.kv_scratch import KVScratch, logits_stride, splits
 from budgetctl.kernels.kv_state import Group, Rule, SlotState
 
 __all__ = ["KVScratch", "decode_step", "launch_options", "splits"]
 
-#: Programs that keep a large GPU busy: two on each of the 132 multiprocessors of an H100 or H200.
-ENOUGH_PROGRAMS = 264
-#: Fewest slots that are worth a program of their own.
-LEAST_SLOTS = 128
 #: Rows of a tile of queries: what a matrix product takes at least, and the most that are held at a time.
 LEAST_ROWS, MOST_ROWS = 16, 64
 #: Largest key or value.
@@ -31,73 +26,6 @@ MOST_SIZE = 256
 #: Logits of the importance pass that a program holds at a time.
 IMPORTANCE_TILE = 2048
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-
-
-def splits(batch: int, heads: int, slots: int) -> int:
-    """Programs that share a head's slots: enough to fill the GPU, each with at least :data:`LEAST_SLOTS` slots.
-
-    A power of two, so that few kernels are compiled where the batch varies.
-
-    Args:
-        batch: B.
-        heads: H, key-value heads.
-        slots: C, of the widest head.
-    """
-    wanted = -(-ENOUGH_PROGRAMS // (batch * heads))
-    most = max(min(wanted, slots // LEAST_SLOTS), 1)
-    return 1 << most.bit_length() - 1
-
-
-@dataclass(frozen=True)
-class KVScratch:
-    """Working memory of the decode kernel, at fixed addresses; layers whose steps follow each other share one.
-
-    Two launches that may overlap (on different streams) need one each.
-
-    Args:
-        partials: float32, at least B H splits G E numbers, sums of values by split.
-        extremes: float32, at least 2 B H splits G, largest logit and sum of weights by split.
-        logits: float32, at least B H G C rounded up to 16, in units of log2.
-        counters: int32, at least B H, programs of a head that are done; 0 between launches.
-    """
-
-    partials: torch.Tensor
-    extremes: torch.Tensor
-    logits: torch.Tensor
-    counters: torch.Tensor
-
-    @classmethod
-    def allocate(cls, states: Sequence[SlotState], groups: int, parts: int | None = None) -> KVScratch:
-        """Enough for a step of each of the states.
-
-        Args:
-            states: at least one, all on one device.
-            groups: G, query heads that share a key-value head.
-            parts: splits; None for what :func:`splits` says.
-        """
-        needed = [_needed(state, groups, parts) for state in states]
-        sizes = [max(each) for each in zip(*needed, strict=True)]
-        device = states[0].keys.device
-        partials, extremes, logits = (
-            torch.empty(size, dtype=torch.float32, device=device) for size in sizes[:3]
-        )
-        counters = torch.zeros(sizes[3], dtype=torch.int32, device=device)
-        return cls(partials, extremes, logits, counters)
-
-    def fits(self, state: SlotState, groups: int, parts: int | None = None) -> bool:
-        """Whether a step of this state can work in it."""
-        held = (self.partials, self.extremes, self.logits, self.counters)
-        needed = _needed(state, groups, parts)
-        return self.partials.device == state.keys.device and all(
-            tensor.numel() >= size for tensor, size in zip(held, needed, strict=True)
-        )
-
-    @property
-    def bytes(self) -> int:
-        """Bytes allocated."""
-        return sum(
-            t.numel() * t.element_size() for t in (self.partials, self.extremes, self.logits, self.counters)
-        )
 
 
 def decode_step(
@@ -206,7 +134,8 @@ def _launch(
     fused: bool = True,
 ) -> torch.Tensor:
     """The same by the Triton kernel, on any device that it runs on."""
-    from budgetctl.kernels.kv_decode_triton import kv_combine_kernel, kv_decode_kernel
+    from budgetctl.kernels.kv_combine_triton import kv_combine_kernel
+    from budgetctl.kernels.kv_decode_triton import kv_decode_kernel
 
     batch, heads, groups = len(query), len(state.capacities), query.shape[1] // key.shape[1]
     if scratch is None:
@@ -222,7 +151,7 @@ def _launch(
     out = torch.empty(batch, groups * heads, state.values.shape[2], dtype=query.dtype, device=query.device)
     constants = launch_options(state, groups, rule=rule, group=group, upcast=not query.is_cuda)
     width = state.widest if width is None else min(max(width, 1), state.widest)
-    logits_stride = _logits_stride(state)
+    stride = logits_stride(state)
     real_stride = 0 if real is None else real.stride(0)
     slots = state.keys.shape[1]
     with torch.cuda.device(query.device) if query.is_cuda else nullcontext():
@@ -252,7 +181,7 @@ def _launch(
             *value.stride()[:2],
             real_stride,
             slots,
-            logits_stride,
+            stride,
             width,
             scale,
             decay,
@@ -276,7 +205,7 @@ def _launch(
                 scratch.logits,
                 real_stride,
                 slots,
-                logits_stride,
+                stride,
                 width,
                 decay,
                 SPLITS=parts,
@@ -299,27 +228,8 @@ def _has_kernel(query: torch.Tensor, state: SlotState) -> bool:
     )
 
 
-def _needed(state: SlotState, groups: int, parts: int | None) -> tuple[int, int, int, int]:
-    """Elements of the tensors of a :class:`KVScratch`."""
-    batch, heads = state.cursor.shape
-    pairs = batch * heads
-    if parts is None:
-        parts = splits(batch, heads, state.widest)
-    rows = pairs * groups
-    return (
-        rows * parts * state.values.shape[2],
-        rows * parts * 2,
-        rows * _logits_stride(state),
-        pairs,
-    )
-
-
-def _logits_stride(state: SlotState) -> int:
-    return -(-state.widest // 16) * 16
-
-
 def _rules() -> dict[Rule, int]:
-    from budgetctl.kernels.kv_decode_triton import RULES
+    from budgetctl.kernels.kv_combine_triton import RULES
 
     return RULES
 
