@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import torch
 
+from budgetctl.kernels import kv_victims
 from budgetctl.kernels.aot import TRITON_TYPES, LaunchCost, Resources, compile_kernel, require_compiler
 from budgetctl.kernels.kv_decode import launch_options, splits
 from budgetctl.kernels.kv_state import Group, Rule, SlotState
 
-__all__ = ["compiled_decode", "decode_cost", "shape_of_state"]
+__all__ = ["compiled_decode", "compiled_victims", "decode_cost", "shape_of_state", "victims_cost"]
 
 
 def shape_of_state(
@@ -84,6 +85,51 @@ def compiled_decode(
     )
 
 
+def compiled_victims(
+    slots: int = 2048,
+    count: int = 4,
+    *,
+    heads: int = 8,
+    prior: bool = True,
+    scores: bool = False,
+    capability: int = 90,
+) -> tuple[Resources, str]:
+    """Compile the victims kernel for ``sm_{capability}``; needs Triton, no GPU.
+
+    Args:
+        slots: of the widest head.
+        count: W, which is the queue's length too.
+        heads: H.
+        prior: with the guarded score.
+        scores: with scores that are given, in its place.
+        capability: compute capability times ten.
+
+    Returns:
+        ``(resources, PTX)``.
+
+    Raises:
+        KernelError: without Triton, or in a process in which Triton interprets.
+    """
+    require_compiler()
+    from budgetctl.kernels.kv_victims_triton import kv_victims_kernel
+
+    options = kv_victims.launch_options(slots)
+    warps = options.pop("num_warps")
+    constants: dict[str, int | None] = {"HEADS": heads, "QUEUE": count, "COUNT": count}
+    constants["GUARDED"] = prior and not scores
+    if not scores:
+        constants["scores"] = None
+    types = {"table": "*i64", "scores": "*fp32", "prompt_share": "fp32", "prior": "fp32"}
+    return compile_kernel(
+        kv_victims_kernel,
+        types,
+        options | constants,
+        ["table", "scores", *(f"scores_{name}_stride" for name in ("layer", "row", "head"))],
+        warps=int(warps),
+        capability=capability,
+    )
+
+
 def decode_cost(state: SlotState, groups: int, *, rule: Rule = "max", parts: int | None = None) -> LaunchCost:
     """Bytes and operations of one launch of the decode kernel over full slots; counted, not measured.
 
@@ -116,3 +162,22 @@ def decode_cost(state: SlotState, groups: int, *, rule: Rule = "max", parts: int
         0 if narrow else operations,
         operations if narrow else 0,
     )
+
+
+def victims_cost(states: int, state: SlotState, count: int, *, prior: bool = True) -> LaunchCost:
+    """Bytes of one launch of the victims kernel for that many states like ``state``; counted, not measured.
+
+    Each byte counts once from HBM: heads that are read several times stay in a multiprocessor's cache.
+
+    Args:
+        states: layers.
+        state: for its sizes.
+        count: W.
+        prior: with the guarded score.
+    """
+    batch, heads = state.cursor.shape
+    programs = states * batch * heads
+    slot = 4 + 4 + (4 if prior else 0)  # position, importance, norm
+    head = 4 * count + 4 * 4 + 2 * 8  # queue; cursor, length, prompt, answer; first slot and size
+    table = 8 * len(kv_victims.COLUMNS)
+    return LaunchCost(programs, states * (batch * state.offsets[-1] * slot + table) + programs * head, 0)
