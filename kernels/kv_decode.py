@@ -8,6 +8,7 @@ host, no shape that depends on data: with working memory of its own (:class:`KVS
 from __future__ import annotations
 
 from contextlib import nullcontext
+from typing import get_args
 
 import torch
 
@@ -68,7 +69,7 @@ def decode_step(
     Raises:
         KernelError: for shapes, dtypes or devices that do not go together, or scratch that is too small.
     """
-    _check(query, key, value, state, real, launches)
+    _check(query, key, value, state, rule, group, real, launches)
     if query.is_cuda and _has_kernel(query, state):
         return _launch(
             query, key, value, state, scale, rule, decay, group, real, width, scratch, fused=launches == 1
@@ -112,7 +113,7 @@ def launch_options(
         "BLOCK_N": min(block, 128),
         "ROWS": rows,
         "BLOCK_I": max(min(IMPORTANCE_TILE // rows, 1024), 128),
-        "num_warps": 4,
+        "num_warps": 8 if widest > 128 else 4,
         "num_stages": 3 if narrow else 2,
     }
 
@@ -243,19 +244,32 @@ def _check(
     key: torch.Tensor,
     value: torch.Tensor,
     state: SlotState,
+    rule: Rule,
+    group: Group,
     real: torch.Tensor | None,
     launches: int,
 ) -> None:
     kv_reference.check_step(query, key, value, state)
+    device = state.keys.device
     for name, tensor in (("key", key), ("value", value)):
-        if tensor.dtype != state.keys.dtype or tensor.device != state.keys.device:
+        if tensor.dtype != state.keys.dtype or tensor.device != device:
             raise KernelError(
-                f"{name} is {tensor.dtype} on {tensor.device}: expected {state.keys.dtype} on {state.keys.device}, as the "
-                "slots are"
+                f"{name} is {tensor.dtype} on {tensor.device}: expected {state.keys.dtype} on {device}, as the slots are"
             )
-    if real is not None and (real.shape != query.shape[:1] or real.dtype != torch.bool):
+    if query.device != device or not query.is_floating_point():
         raise KernelError(
-            f"real is {real.dtype} of shape {tuple(real.shape)}: expected bool of [{len(query)}], one a row"
+            f"query is {query.dtype} on {query.device}: expected floating point on {device}, as the slots are"
+        )
+    if real is not None and (
+        real.shape != query.shape[:1] or real.dtype != torch.bool or real.device != device
+    ):
+        raise KernelError(
+            f"real is {real.dtype} of shape {tuple(real.shape)} on {real.device}: expected bool of [{len(query)}], one a "
+            f"row, on {device}"
+        )
+    if rule not in get_args(Rule) or group not in get_args(Group):
+        raise KernelError(
+            f"rule={rule!r}, group={group!r}: expected one of {', '.join(get_args(Rule))}, and of {', '.join(get_args(Group))}"
         )
     if launches not in (1, 2):
         raise KernelError(f"launches={launches}: expected 1, or 2 for a second one that combines the splits")

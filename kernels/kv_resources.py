@@ -9,7 +9,14 @@ from budgetctl.kernels.aot import TRITON_TYPES, LaunchCost, Resources, compile_k
 from budgetctl.kernels.kv_decode import launch_options, splits
 from budgetctl.kernels.kv_state import Group, Rule, SlotState
 
-__all__ = ["compiled_decode", "compiled_victims", "decode_cost", "shape_of_state", "victims_cost"]
+__all__ = [
+    "compiled_combine",
+    "compiled_decode",
+    "compiled_victims",
+    "decode_cost",
+    "shape_of_state",
+    "victims_cost",
+]
 
 
 def shape_of_state(
@@ -81,6 +88,34 @@ def compiled_decode(
         [*types, *(f"{name}_stride" for name in strides)],
         warps=int(warps),
         stages=int(stages),
+        capability=capability,
+    )
+
+
+def compiled_combine(
+    groups: int = 4,
+    size: int = 128,
+    parts: int = 16,
+    *,
+    heads: int = 8,
+    slots: int = 2048,
+    capability: int = 90,
+) -> tuple[Resources, str]:
+    """Compile the second of two launches for bfloat16; arguments and result as of :func:`compiled_decode`."""
+    require_compiler()
+    from budgetctl.kernels.kv_combine_triton import kv_combine_kernel
+
+    options = launch_options(shape_of_state(1, heads, slots, size), groups, rule="max", group="max")
+    types = {"out": "*bf16"} | dict.fromkeys(("importance", "partials", "extremes", "logits"), "*fp32")
+    types |= dict.fromkeys(("queue", "cursor", "lengths"), "*i32")
+    types |= {"first": "*i64", "sizes": "*i64", "real": "*i1"}
+    names = [name for name in kv_combine_kernel.arg_names if name in options]
+    return compile_kernel(
+        kv_combine_kernel,
+        types | {"decay": "fp32"},
+        {name: options[name] for name in names} | {"SPLITS": parts},
+        [*types, "slots_stride", "logits_stride"],
+        warps=4,
         capability=capability,
     )
 
