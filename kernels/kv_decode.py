@@ -7,23 +7,19 @@ host, no shape that depends on data: with working memory of its own (:class:`KVS
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from typing import get_args
 
 import torch
 
 from budgetctl.errors import KernelError
 from budgetctl.kernels import kv_reference
 from budgetctl.kernels.gamma_guidance import has_triton
+from budgetctl.kernels.kv_scratch import KVScratch, logits_stride, splits
 from budgetctl.kernels.kv_state import Group, Rule, SlotState
 
 __all__ = ["KVScratch", "decode_step", "launch_options", "splits"]
 
-#: Programs that keep a large GPU busy: two on each of the 132 multiprocessors of an H100 or H200.
-ENOUGH_PROGRAMS = 264
-#: Fewest slots that are worth a program of their own.
-LEAST_SLOTS = 128
 #: Rows of a tile of queries: what a matrix product takes at least, and the most that are held at a time.
 LEAST_ROWS, MOST_ROWS = 16, 64
 #: Largest key or value.
@@ -31,73 +27,6 @@ MOST_SIZE = 256
 #: Logits of the importance pass that a program holds at a time.
 IMPORTANCE_TILE = 2048
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-
-
-def splits(batch: int, heads: int, slots: int) -> int:
-    """Programs that share a head's slots: enough to fill the GPU, each with at least :data:`LEAST_SLOTS` slots.
-
-    A power of two, so that few kernels are compiled where the batch varies.
-
-    Args:
-        batch: B.
-        heads: H, key-value heads.
-        slots: C, of the widest head.
-    """
-    wanted = -(-ENOUGH_PROGRAMS // (batch * heads))
-    most = max(min(wanted, slots // LEAST_SLOTS), 1)
-    return 1 << most.bit_length() - 1
-
-
-@dataclass(frozen=True)
-class KVScratch:
-    """Working memory of the decode kernel, at fixed addresses; layers whose steps follow each other share one.
-
-    Two launches that may overlap (on different streams) need one each.
-
-    Args:
-        partials: float32, at least B H splits G E numbers, sums of values by split.
-        extremes: float32, at least 2 B H splits G, largest logit and sum of weights by split.
-        logits: float32, at least B H G C rounded up to 16, in units of log2.
-        counters: int32, at least B H, programs of a head that are done; 0 between launches.
-    """
-
-    partials: torch.Tensor
-    extremes: torch.Tensor
-    logits: torch.Tensor
-    counters: torch.Tensor
-
-    @classmethod
-    def allocate(cls, states: Sequence[SlotState], groups: int, parts: int | None = None) -> KVScratch:
-        """Enough for a step of each of the states.
-
-        Args:
-            states: at least one, all on one device.
-            groups: G, query heads that share a key-value head.
-            parts: splits; None for what :func:`splits` says.
-        """
-        needed = [_needed(state, groups, parts) for state in states]
-        sizes = [max(each) for each in zip(*needed, strict=True)]
-        device = states[0].keys.device
-        partials, extremes, logits = (
-            torch.empty(size, dtype=torch.float32, device=device) for size in sizes[:3]
-        )
-        counters = torch.zeros(sizes[3], dtype=torch.int32, device=device)
-        return cls(partials, extremes, logits, counters)
-
-    def fits(self, state: SlotState, groups: int, parts: int | None = None) -> bool:
-        """Whether a step of this state can work in it."""
-        held = (self.partials, self.extremes, self.logits, self.counters)
-        needed = _needed(state, groups, parts)
-        return self.partials.device == state.keys.device and all(
-            tensor.numel() >= size for tensor, size in zip(held, needed, strict=True)
-        )
-
-    @property
-    def bytes(self) -> int:
-        """Bytes allocated."""
-        return sum(
-            t.numel() * t.element_size() for t in (self.partials, self.extremes, self.logits, self.counters)
-        )
 
 
 def decode_step(
@@ -140,7 +69,7 @@ def decode_step(
     Raises:
         KernelError: for shapes, dtypes or devices that do not go together, or scratch that is too small.
     """
-    _check(query, key, value, state, real, launches)
+    _check(query, key, value, state, rule, group, real, launches)
     if query.is_cuda and _has_kernel(query, state):
         return _launch(
             query, key, value, state, scale, rule, decay, group, real, width, scratch, fused=launches == 1
@@ -184,7 +113,7 @@ def launch_options(
         "BLOCK_N": min(block, 128),
         "ROWS": rows,
         "BLOCK_I": max(min(IMPORTANCE_TILE // rows, 1024), 128),
-        "num_warps": 4,
+        "num_warps": 8 if widest > 128 else 4,
         "num_stages": 3 if narrow else 2,
     }
 
@@ -206,7 +135,8 @@ def _launch(
     fused: bool = True,
 ) -> torch.Tensor:
     """The same by the Triton kernel, on any device that it runs on."""
-    from budgetctl.kernels.kv_decode_triton import kv_combine_kernel, kv_decode_kernel
+    from budgetctl.kernels.kv_combine_triton import kv_combine_kernel
+    from budgetctl.kernels.kv_decode_triton import kv_decode_kernel
 
     batch, heads, groups = len(query), len(state.capacities), query.shape[1] // key.shape[1]
     if scratch is None:
@@ -222,10 +152,12 @@ def _launch(
     out = torch.empty(batch, groups * heads, state.values.shape[2], dtype=query.dtype, device=query.device)
     constants = launch_options(state, groups, rule=rule, group=group, upcast=not query.is_cuda)
     width = state.widest if width is None else min(max(width, 1), state.widest)
-    logits_stride = _logits_stride(state)
+    stride = logits_stride(state)
+    by_head, real_stride = False, 0
     if real is not None:
-        real = (real[:, None] if real.dim() == 1 else real).expand(batch, heads)
-    real_strides = (0, 0) if real is None else real.stride()
+        by_head = real.dim() == 2 and real.shape[1] > 1
+        real = real.contiguous() if by_head else real
+        real_stride = real.stride(0)
     slots = state.keys.shape[1]
     with torch.cuda.device(query.device) if query.is_cuda else nullcontext():
         kv_decode_kernel[(batch * heads, parts)](
@@ -252,12 +184,13 @@ def _launch(
             *query.stride()[:2],
             *key.stride()[:2],
             *value.stride()[:2],
-            *real_strides,
+            real_stride,
             slots,
-            logits_stride,
+            stride,
             width,
             scale,
             decay,
+            REAL_BY_HEAD=by_head,
             SPLITS=parts,
             FUSED=fused,
             **constants,
@@ -276,11 +209,12 @@ def _launch(
                 scratch.partials,
                 scratch.extremes,
                 scratch.logits,
-                *real_strides,
+                real_stride,
                 slots,
-                logits_stride,
+                stride,
                 width,
                 decay,
+                REAL_BY_HEAD=by_head,
                 SPLITS=parts,
                 **{name: constants[name] for name in shared},
                 num_warps=4,
@@ -301,27 +235,8 @@ def _has_kernel(query: torch.Tensor, state: SlotState) -> bool:
     )
 
 
-def _needed(state: SlotState, groups: int, parts: int | None) -> tuple[int, int, int, int]:
-    """Elements of the tensors of a :class:`KVScratch`."""
-    batch, heads = state.cursor.shape
-    pairs = batch * heads
-    if parts is None:
-        parts = splits(batch, heads, state.widest)
-    rows = pairs * groups
-    return (
-        rows * parts * state.values.shape[2],
-        rows * parts * 2,
-        rows * _logits_stride(state),
-        pairs,
-    )
-
-
-def _logits_stride(state: SlotState) -> int:
-    return -(-state.widest // 16) * 16
-
-
 def _rules() -> dict[Rule, int]:
-    from budgetctl.kernels.kv_decode_triton import RULES
+    from budgetctl.kernels.kv_combine_triton import RULES
 
     return RULES
 
@@ -335,21 +250,33 @@ def _check(
     key: torch.Tensor,
     value: torch.Tensor,
     state: SlotState,
+    rule: Rule,
+    group: Group,
     real: torch.Tensor | None,
     launches: int,
 ) -> None:
     kv_reference.check_step(query, key, value, state)
+    device = state.keys.device
     for name, tensor in (("key", key), ("value", value)):
-        if tensor.dtype != state.keys.dtype or tensor.device != state.keys.device:
+        if tensor.dtype != state.keys.dtype or tensor.device != device:
             raise KernelError(
-                f"{name} is {tensor.dtype} on {tensor.device}: expected {state.keys.dtype} on {state.keys.device}, as the "
-                "slots are"
+                f"{name} is {tensor.dtype} on {tensor.device}: expected {state.keys.dtype} on {device}, as the slots are"
             )
-    shapes = [(len(query),), (len(query), 1), tuple(state.cursor.shape)]
-    if real is not None and (tuple(real.shape) not in shapes or real.dtype != torch.bool):
+    if query.device != device or not query.is_floating_point():
         raise KernelError(
-            f"real is {real.dtype} of shape {tuple(real.shape)}: expected bool of {list(shapes[0])}, one a row, or "
-            f"{list(shapes[2])}, one a head"
+            f"query is {query.dtype} on {query.device}: expected floating point on {device}, as the slots are"
+        )
+    shapes = [(len(query),), (len(query), 1), tuple(state.cursor.shape)]
+    if real is not None and (
+        tuple(real.shape) not in shapes or real.dtype != torch.bool or real.device != device
+    ):
+        raise KernelError(
+            f"real is {real.dtype} of shape {tuple(real.shape)} on {real.device}: expected bool of {list(shapes[0])}, one a "
+            f"row, or {list(shapes[2])}, one a head, on {device}"
+        )
+    if rule not in get_args(Rule) or group not in get_args(Group):
+        raise KernelError(
+            f"rule={rule!r}, group={group!r}: expected one of {', '.join(get_args(Rule))}, and of {', '.join(get_args(Group))}"
         )
     if launches not in (1, 2):
         raise KernelError(f"launches={launches}: expected 1, or 2 for a second one that combines the splits")

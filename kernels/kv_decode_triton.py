@@ -11,7 +11,7 @@ new token from registers; no program reads the slot's old key, value or importan
 it (a barrier gathers those of the program's threads), loads after it go past the first-level cache. The counter is at 0
 again when the launch ends.
 
-As two launches, :func:`kv_decode_kernel` publishes only, and :func:`kv_combine_kernel` does what the last program does.
+As two launches, :func:`kv_decode_kernel` publishes only, and :func:`~budgetctl.kernels.kv_combine_triton.kv_combine_kernel` does what the last program does.
 """
 
 # Triton reads the annotations of a kernel; only its compile-time constants have one.
@@ -24,108 +24,9 @@ import math
 import triton
 import triton.language as tl
 
-from budgetctl.kernels.kv_state import Rule
+from budgetctl.kernels.kv_combine_triton import EMPTY, NONE, START, TINY, finish, reach
 
-#: Rules of importance as the kernel knows them.
-RULES: dict[Rule, int] = {"none": 0, "max": 1, "sum": 2}
-_NONE, _MAX = tl.constexpr(RULES["none"]), tl.constexpr(RULES["max"])
 _LOG2_E = tl.constexpr(math.log2(math.e))
-# Logit of an empty slot, and the largest logit before any: an empty slot weighs exp2(_EMPTY - _START) = 0 even where
-# there is nothing else, and no difference of the two is NaN.
-_EMPTY, _START = tl.constexpr(-1e30), tl.constexpr(-5e29)
-# A sum of weights is at least 1 where there is any token. (Triton takes what float32 has no normal number for as float64.)
-_TINY = tl.constexpr(1e-30)
-
-
-@triton.jit
-def _reach(first, sizes, queue, cursor, pair, head, width, QUEUE: tl.constexpr):
-    """``(start, count, slots, column, taken)``: the head's first slot, columns in use, slots, the new token's column,
-    and entries of the queue that were taken before."""
-    start = tl.load(first + head).to(tl.int32)
-    slots = tl.load(sizes + head).to(tl.int32)
-    taken = tl.load(cursor + pair)
-    # A queue that is spent gives its last slot again rather than what lies behind it.
-    slot = tl.load(queue + pair.to(tl.int64) * QUEUE + tl.minimum(taken, QUEUE - 1))
-    return start, tl.minimum(slots, width), slots, slot - start, taken
-
-
-@triton.jit
-def _finish(
-    out,
-    importance,
-    partials,
-    extremes,
-    logits,
-    cursor,
-    lengths,
-    pair,
-    base,
-    count,
-    column,
-    taken,
-    length,
-    real,
-    logits_stride,
-    decay,
-    GROUPS: tl.constexpr,
-    E: tl.constexpr,
-    SPLITS: tl.constexpr,
-    ROWS: tl.constexpr,
-    BLOCK_E: tl.constexpr,
-    BLOCK_I: tl.constexpr,
-    RULE: tl.constexpr,
-    MEAN: tl.constexpr,
-    COMBINE: tl.constexpr,
-):
-    """What is left when every split of a head has been published; ``COMBINE`` writes the output too."""
-    r = tl.arange(0, ROWS)
-    mine = r < GROUPS
-    at_extremes = extremes + pair.to(tl.int64) * (SPLITS * 2 * GROUPS) + r
-    top = tl.full((ROWS,), _START, tl.float32)
-    for s in tl.static_range(SPLITS):
-        highest = tl.load(at_extremes + s * 2 * GROUPS, mask=mine, other=_START, cache_modifier=".cg")
-        top = tl.maximum(top, highest)
-    total = tl.zeros((ROWS,), tl.float32)
-    output = tl.zeros((ROWS, BLOCK_E), tl.float32)
-    e = tl.arange(0, BLOCK_E)
-    inside = mine[:, None] & (e < E)[None, :]
-    at_partials = partials + (pair.to(tl.int64) * SPLITS * GROUPS + r)[:, None] * E + e[None, :]
-    for s in tl.static_range(SPLITS):
-        highest = tl.load(at_extremes + s * 2 * GROUPS, mask=mine, other=_START, cache_modifier=".cg")
-        summed = tl.load(at_extremes + (s * 2 + 1) * GROUPS, mask=mine, other=0.0, cache_modifier=".cg")
-        weight = tl.exp2(highest - top)
-        total += weight * summed
-        if COMBINE:
-            part = tl.load(at_partials + s * GROUPS * E, mask=inside, other=0.0, cache_modifier=".cg")
-            output += weight[:, None] * part
-    # A row without any token has no weight at all.
-    total = tl.maximum(total, _TINY)
-    if COMBINE:
-        result = output / total[:, None]
-        at_out = out + (pair.to(tl.int64) * GROUPS + r)[:, None] * E + e[None, :]
-        tl.store(at_out, result.to(out.dtype.element_ty), mask=inside)
-
-    if RULE != _NONE:
-        sum_of_all = top + tl.log2(total)
-        at_logits = logits + (pair.to(tl.int64) * GROUPS + r)[:, None] * logits_stride
-        for block in range(0, count, BLOCK_I):
-            c = block + tl.arange(0, BLOCK_I)
-            known = c < count
-            logit = tl.load(
-                at_logits + c[None, :],
-                mask=mine[:, None] & known[None, :],
-                other=_EMPTY,
-                cache_modifier=".cg",
-            )
-            weights = tl.exp2(logit - sum_of_all[:, None])
-            mass = tl.sum(weights, axis=0) / GROUPS if MEAN else tl.max(weights, axis=0)
-            held = known & (tl.max(logit, axis=0) > _START)
-            before = tl.load(importance + base + c, mask=held & (c != column), other=0.0) * decay
-            after = tl.maximum(before, mass) if RULE == _MAX else before + mass
-            tl.store(importance + base + c, after, mask=held)
-
-    tl.store(cursor + pair, taken + 1)
-    tl.store(lengths + pair, length + real)
 
 
 @triton.jit(do_not_specialize=["width"])
@@ -157,7 +58,6 @@ def kv_decode_kernel(
     value_stride,
     value_head_stride,
     real_stride,
-    real_head_stride,
     slots_stride,
     logits_stride,
     width,
@@ -168,6 +68,7 @@ def kv_decode_kernel(
     D: tl.constexpr,
     E: tl.constexpr,
     QUEUE: tl.constexpr,
+    REAL_BY_HEAD: tl.constexpr,
     SPLITS: tl.constexpr,
     RULE: tl.constexpr,
     MEAN: tl.constexpr,
@@ -189,12 +90,12 @@ def kv_decode_kernel(
     split = tl.program_id(1)
     row = (pair // HEADS).to(tl.int64)
     head = pair % HEADS
-    start, count, slots, column, taken = _reach(first, sizes, queue, cursor, pair, head, width, QUEUE)
+    start, count, slots, column, taken = reach(first, sizes, queue, cursor, pair, head, width, QUEUE)
     base = row * slots_stride + start
     length = tl.load(lengths + pair)
     is_real = 1
     if real is not None:
-        is_real = tl.load(real + row * real_stride + head * real_head_stride).to(tl.int32)
+        is_real = tl.load(real + (pair if REAL_BY_HEAD else row * real_stride)).to(tl.int32)
 
     blocks = tl.cdiv(tl.cdiv(count, BLOCK_N), SPLITS)
     low = split * (blocks * BLOCK_N)
@@ -223,8 +124,8 @@ def kv_decode_kernel(
 
     to_log2 = scale * _LOG2_E
     new_logit = tl.sum(q.to(tl.float32) * wide_key[None, :], axis=1) * to_log2
-    new_logit = tl.where(enters != 0, new_logit, _EMPTY)
-    highest = tl.maximum(new_logit, _START)
+    new_logit = tl.where(enters != 0, new_logit, EMPTY)
+    highest = tl.maximum(new_logit, START)
     summed = tl.exp2(new_logit - highest)
     output = summed[:, None] * wide_value[None, :]
     at_logits = logits + (pair.to(tl.int64) * GROUPS + g)[:, None] * logits_stride
@@ -242,8 +143,8 @@ def kv_decode_kernel(
         if UPCAST:
             k = k.to(tl.float32)
         logit = tl.dot(q, k, input_precision="ieee") * to_log2
-        logit = tl.where(held[None, :], logit, _EMPTY)
-        if RULE != _NONE:
+        logit = tl.where(held[None, :], logit, EMPTY)
+        if RULE != NONE:
             tl.store(at_logits + c[None, :], logit, mask=grouped[:, None] & old[None, :])
         higher = tl.maximum(highest, tl.max(logit, axis=1))
         weights = tl.exp2(logit - higher[:, None])
@@ -272,7 +173,7 @@ def kv_decode_kernel(
         tl.store(importance + at, 0.0)
         if value_norms is not None:
             tl.store(value_norms + at, tl.sum(tl.abs(wide_value), axis=0))
-        if RULE != _NONE:
+        if RULE != NONE:
             tl.store(
                 logits + (pair.to(tl.int64) * GROUPS + g) * logits_stride + column, new_logit, mask=grouped
             )
@@ -284,7 +185,7 @@ def kv_decode_kernel(
     alone: tl.constexpr = SPLITS == 1 and FUSED
     written = grouped[:, None] & (e < E)[None, :]
     if alone:
-        result = output / tl.maximum(summed, _TINY)[:, None]
+        result = output / tl.maximum(summed, TINY)[:, None]
         at_out = out + (pair.to(tl.int64) * GROUPS + g)[:, None] * E + e[None, :]
         tl.store(at_out, result.to(out.dtype.element_ty), mask=written)
     else:
@@ -297,7 +198,7 @@ def kv_decode_kernel(
         if SPLITS > 1:
             arrived = tl.atomic_add(counters + pair, 1, sem="acq_rel", scope="gpu")
         if arrived == SPLITS - 1:
-            _finish(
+            finish(
                 out,
                 importance,
                 partials,
@@ -326,71 +227,3 @@ def kv_decode_kernel(
             )
             if SPLITS > 1:
                 tl.store(counters + pair, 0)
-
-
-@triton.jit(do_not_specialize=["width"])
-def kv_combine_kernel(
-    real,
-    out,
-    importance,
-    queue,
-    cursor,
-    lengths,
-    first,
-    sizes,
-    partials,
-    extremes,
-    logits,
-    real_stride,
-    real_head_stride,
-    slots_stride,
-    logits_stride,
-    width,
-    decay,
-    HEADS: tl.constexpr,
-    GROUPS: tl.constexpr,
-    E: tl.constexpr,
-    QUEUE: tl.constexpr,
-    SPLITS: tl.constexpr,
-    RULE: tl.constexpr,
-    MEAN: tl.constexpr,
-    BLOCK_E: tl.constexpr,
-    ROWS: tl.constexpr,
-    BLOCK_I: tl.constexpr,
-):
-    """Second of two launches, grid (B H,)."""
-    pair = tl.program_id(0)
-    row = (pair // HEADS).to(tl.int64)
-    head = pair % HEADS
-    start, count, _, column, taken = _reach(first, sizes, queue, cursor, pair, head, width, QUEUE)
-    length = tl.load(lengths + pair)
-    is_real = 1
-    if real is not None:
-        is_real = tl.load(real + row * real_stride + head * real_head_stride).to(tl.int32)
-    _finish(
-        out,
-        importance,
-        partials,
-        extremes,
-        logits,
-        cursor,
-        lengths,
-        pair,
-        row * slots_stride + start,
-        count,
-        column,
-        taken,
-        length,
-        is_real,
-        logits_stride,
-        decay,
-        GROUPS,
-        E,
-        SPLITS,
-        ROWS,
-        BLOCK_E,
-        BLOCK_I,
-        RULE,
-        MEAN,
-        True,
-    )

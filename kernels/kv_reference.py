@@ -198,6 +198,26 @@ def pick_victims(
     return state.slots(chosen).int()
 
 
+def guarded(state: SlotState, width: int | None, prior: float) -> torch.Tensor:
+    """Importance [B, H, w], at least ``prior`` times its mean over the head, times the value's norm over its mean.
+
+    Means are over the tokens in slots; anything in empty slots. DefensiveKV (arXiv 2510.13334) with a prior of 1.
+
+    Raises:
+        KernelError: for a state without norms of values.
+    """
+    if state.value_norms is None:
+        raise KernelError(
+            "the state keeps no norms of values, which a prior needs: expected SlotState.allocate(value_norms=True)"
+        )
+    empty = state.head_positions(width) < 0
+    worst = state.heads(state.importance, width).masked_fill(empty, 0.0)
+    norms = state.heads(state.value_norms, width).masked_fill(empty, 0.0)
+    count = (~empty).sum(2, keepdim=True).clamp(min=1)
+    usual = (norms.sum(2, keepdim=True) / count).clamp(min=torch.finfo(norms.dtype).tiny)
+    return torch.maximum(worst, prior * worst.sum(2, keepdim=True) / count) * norms / usual
+
+
 def check_step(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, state: SlotState) -> None:
     """Raise :class:`KernelError` for shapes of :func:`decode_step` that do not go together."""
     heads = len(state.capacities)

@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import torch
 
+from budgetctl.kernels import kv_victims
 from budgetctl.kernels.aot import TRITON_TYPES, LaunchCost, Resources, compile_kernel, require_compiler
 from budgetctl.kernels.kv_decode import launch_options, splits
 from budgetctl.kernels.kv_state import Group, Rule, SlotState
 
-__all__ = ["compiled_decode", "decode_cost", "shape_of_state"]
+__all__ = [
+    "compiled_combine",
+    "compiled_decode",
+    "compiled_victims",
+    "decode_cost",
+    "shape_of_state",
+    "victims_cost",
+]
 
 
 def shape_of_state(
@@ -76,10 +84,83 @@ def compiled_decode(
     return compile_kernel(
         kv_decode_kernel,
         types | {"scale": "fp32", "decay": "fp32"},
-        options | {"SPLITS": parts, "FUSED": launches == 1, "evicted": None},
+        options | {"REAL_BY_HEAD": False, "SPLITS": parts, "FUSED": launches == 1, "evicted": None},
         [*types, *(f"{name}_stride" for name in strides)],
         warps=int(warps),
         stages=int(stages),
+        capability=capability,
+    )
+
+
+def compiled_combine(
+    groups: int = 4,
+    size: int = 128,
+    parts: int = 16,
+    *,
+    heads: int = 8,
+    slots: int = 2048,
+    capability: int = 90,
+) -> tuple[Resources, str]:
+    """Compile the second of two launches for bfloat16; arguments and result as of :func:`compiled_decode`."""
+    require_compiler()
+    from budgetctl.kernels.kv_combine_triton import kv_combine_kernel
+
+    options = launch_options(shape_of_state(1, heads, slots, size), groups, rule="max", group="max")
+    types = {"out": "*bf16"} | dict.fromkeys(("importance", "partials", "extremes", "logits"), "*fp32")
+    types |= dict.fromkeys(("queue", "cursor", "lengths"), "*i32")
+    types |= {"first": "*i64", "sizes": "*i64", "real": "*i1"}
+    names = [name for name in kv_combine_kernel.arg_names if name in options]
+    return compile_kernel(
+        kv_combine_kernel,
+        types | {"decay": "fp32"},
+        {name: options[name] for name in names} | {"REAL_BY_HEAD": False, "SPLITS": parts},
+        [*types, "slots_stride", "logits_stride"],
+        warps=4,
+        capability=capability,
+    )
+
+
+def compiled_victims(
+    slots: int = 2048,
+    count: int = 4,
+    *,
+    heads: int = 8,
+    prior: bool = True,
+    scores: bool = False,
+    capability: int = 90,
+) -> tuple[Resources, str]:
+    """Compile the victims kernel for ``sm_{capability}``; needs Triton, no GPU.
+
+    Args:
+        slots: of the widest head.
+        count: W, which is the queue's length too.
+        heads: H.
+        prior: with the guarded score.
+        scores: with scores that are given, in its place.
+        capability: compute capability times ten.
+
+    Returns:
+        ``(resources, PTX)``.
+
+    Raises:
+        KernelError: without Triton, or in a process in which Triton interprets.
+    """
+    require_compiler()
+    from budgetctl.kernels.kv_victims_triton import kv_victims_kernel
+
+    options = kv_victims.launch_options(slots)
+    warps = options.pop("num_warps")
+    constants: dict[str, int | None] = {"HEADS": heads, "QUEUE": count, "COUNT": count}
+    constants["GUARDED"] = prior and not scores
+    if not scores:
+        constants["scores"] = None
+    types = {"table": "*i64", "scores": "*fp32", "prompt_share": "fp32", "prior": "fp32"}
+    return compile_kernel(
+        kv_victims_kernel,
+        types,
+        options | constants,
+        ["table", "scores", *(f"scores_{name}_stride" for name in ("layer", "row", "head"))],
+        warps=int(warps),
         capability=capability,
     )
 
@@ -116,3 +197,22 @@ def decode_cost(state: SlotState, groups: int, *, rule: Rule = "max", parts: int
         0 if narrow else operations,
         operations if narrow else 0,
     )
+
+
+def victims_cost(states: int, state: SlotState, count: int, *, prior: bool = True) -> LaunchCost:
+    """Bytes of one launch of the victims kernel for that many states like ``state``; counted, not measured.
+
+    Each byte counts once from HBM: heads that are read several times stay in a multiprocessor's cache.
+
+    Args:
+        states: layers.
+        state: for its sizes.
+        count: W.
+        prior: with the guarded score.
+    """
+    batch, heads = state.cursor.shape
+    programs = states * batch * heads
+    slot = 4 + 4 + (4 if prior else 0)  # position, importance, norm
+    head = 4 * count + 4 * 4 + 2 * 8  # queue; cursor, length, prompt, answer; first slot and size
+    table = 8 * len(kv_victims.COLUMNS)
+    return LaunchCost(programs, states * (batch * state.offsets[-1] * slot + table) + programs * head, 0)

@@ -7,21 +7,13 @@ from collections.abc import Callable
 import torch
 from torch.nn import functional as F
 
+from budgetctl.kernels.kv_reference import guarded
 from budgetctl.kernels.kv_state import SlotState
+
+__all__ = ["guarded", "pooled", "redundancy"]
 
 #: Rows of the similarity matrix that are held at a time.
 BLOCK = 256
-
-
-def guarded(state: SlotState, width: int | None, prior: float) -> torch.Tensor:
-    """Importance [B, H, w], at least ``prior`` times its mean over the head, times the value's norm over its mean."""
-    assert state.value_norms is not None
-    empty = state.head_positions(width) < 0
-    worst = state.heads(state.importance, width).masked_fill(empty, 0.0)
-    norms = state.heads(state.value_norms, width).masked_fill(empty, 0.0)
-    count = (~empty).sum(2, keepdim=True).clamp(min=1)
-    usual = (norms.sum(2, keepdim=True) / count).clamp(min=torch.finfo(norms.dtype).tiny)
-    return torch.maximum(worst, prior * worst.sum(2, keepdim=True) / count) * norms / usual
 
 
 def pooled(state: SlotState, width: int | None, size: int, pool: Callable[..., torch.Tensor]) -> torch.Tensor:

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
-import subprocess
-import sys
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -27,44 +23,28 @@ from budgetctl.kernels.gamma_guidance import (
 from budgetctl.kernels.log_gamma_cdf import log_gamma_cdf
 from budgetctl.kernels.reference import guidance_push, interval_fit
 from budgetctl.kernels.resources import compiled_resources, launch_cost, shape_of_head
+from tests.triton_process import needs_compiler, needs_cuda, needs_triton, run_cases
 
 VOCAB, WIDTH, RANK = 40, 8, 3
 ACTIONS = [Action.GUIDE, Action.LEAVE, Action.EVALUATE, Action.FORCE, Action.GUIDE]
-needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="needs Triton: budgetctl[gpu]")
 CASES = Path(__file__).with_name("kernel_cases.py")
-
-
-def run_cases(**environment: str) -> None:
-    """Run the kernel's cases in a process of their own."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", "TRITON_"))}
-    options = ["-q", "-n", "0", "-W", "default", "-p", "no:cacheprovider"]
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", *options, str(CASES)],
-        env=kept | environment,
-        cwd=CASES.parents[2],
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
-    assert " passed" in done.stdout
 
 
 @pytest.mark.slow
 @needs_triton
 def test_kernel_equals_the_reference_in_the_interpreter() -> None:
-    run_cases(TRITON_INTERPRET="1")
+    run_cases(CASES, TRITON_INTERPRET="1")
 
 
 @pytest.mark.gpu
 @needs_triton
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@needs_cuda
 def test_kernel_equals_the_reference_on_cuda() -> None:
-    run_cases()
+    run_cases(CASES)
 
 
 @pytest.mark.slow
-@needs_triton
-@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="Triton interprets in this process")
+@needs_compiler
 @pytest.mark.parametrize("tail", ["exact", "relative"])
 @pytest.mark.parametrize("interval", [False, True])
 def test_kernel_compiles_for_sm_90(
