@@ -10,8 +10,9 @@ from transformers.cache_utils import Cache
 
 from budgetctl.errors import CacheError
 from budgetctl.kernels.kv_state import NO_ANSWER, Protection
-from budgetctl.kv.layer import BudgetLayer, Workspace
+from budgetctl.kv.layer import BudgetLayer
 from budgetctl.kv.policies import Policy, find_policy
+from budgetctl.kv.shared import Shared
 
 #: Slots: for every head, for each layer, or for each head of each layer.
 Capacity = int | Sequence[int] | Sequence[Sequence[int]]
@@ -85,7 +86,7 @@ class BudgetCache(Cache):
                 "all heads keep the same tokens; give one capacity a layer"
             )
         self._peak = 0
-        workspace = Workspace()
+        shared = Shared()
         super().__init__(
             layers=[
                 BudgetLayer(
@@ -95,11 +96,12 @@ class BudgetCache(Cache):
                     rows=_rows,
                     answer_overflow=answer_overflow,
                     evicted=evicted,
-                    workspace=workspace,
+                    shared=shared,
                 )
                 for layer in capacities
             ]
         )
+        shared.layers = self.layers
 
     @classmethod
     def by_row(cls, config: Any, capacities: Sequence[int], *args: Any, **options: Any) -> BudgetCache:

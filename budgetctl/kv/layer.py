@@ -9,28 +9,14 @@ from transformers.cache_utils import CacheLayerMixin
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from budgetctl.errors import CacheError
-from budgetctl.kernels.kv_decode import KVScratch, decode_step
+from budgetctl.kernels.kv_decode import decode_step
 from budgetctl.kernels.kv_reference import pick_victims
 from budgetctl.kernels.kv_state import Protection, SlotState
-from budgetctl.kv.answer import bound_answer, check_room, make_room
+from budgetctl.kv.answer import make_room
 from budgetctl.kv.blocks import attend_with_slots, enter
 from budgetctl.kv.policies import Policy
 from budgetctl.kv.resize import resized
-
-
-class Workspace:
-    """Working memory of the decode kernel that layers share, as their steps follow each other."""
-
-    def __init__(self) -> None:
-        self._scratch: KVScratch | None = None
-
-    def scratch(self, state: SlotState, groups: int) -> KVScratch | None:
-        """Enough for a step of ``state``; None where no kernel runs."""
-        if not state.keys.is_cuda:
-            return None
-        if self._scratch is None or not self._scratch.fits(state, groups):
-            self._scratch = KVScratch.allocate([state], groups)
-        return self._scratch
+from budgetctl.kv.shared import Shared
 
 
 class BudgetLayer(CacheLayerMixin):
@@ -48,7 +34,7 @@ class BudgetLayer(CacheLayerMixin):
             of all rows are heads of it. None where all rows have the same.
         answer_overflow: ``raise`` or ``evict``, when an answer is longer than the slots.
         evicted: whether the importance of what is overwritten is summed up.
-        workspace: shared with other layers.
+        shared: with the other layers of the cache.
     """
 
     is_compileable = False
@@ -65,7 +51,7 @@ class BudgetLayer(CacheLayerMixin):
         rows: int | None = None,
         answer_overflow: str = "raise",
         evicted: bool = False,
-        workspace: Workspace | None = None,
+        shared: Shared | None = None,
     ) -> None:
         super().__init__()
         assert policy.interval is not None
@@ -73,7 +59,7 @@ class BudgetLayer(CacheLayerMixin):
         self.interval = policy.interval
         self.rows, self.answer_overflow, self.sums_evicted = rows, answer_overflow, evicted
         self.state: SlotState | None = None
-        self.workspace = workspace or Workspace()
+        self.shared = shared or Shared()
         self.reset()
 
     def reset(self) -> None:
@@ -223,7 +209,7 @@ class BudgetLayer(CacheLayerMixin):
         assert self.state is not None
         self.generating = True
         if self.queued == 0:
-            self._refill()
+            self.shared.refill(self)
         rule = self.policy.rule
         if self.policy.window is not None and rule != "none":
             if self.queued == self.policy.window:
@@ -243,40 +229,13 @@ class BudgetLayer(CacheLayerMixin):
             group=self.policy.group,
             real=real,
             width=min(self.cumulative_length, self.state.widest),
-            scratch=self.workspace.scratch(self.state, query.shape[1] // key.shape[1]),
+            scratch=self.shared.scratch(self.state, query.shape[1] // key.shape[1]),
         )
 
     def _seen(self, count: int) -> None:
         self.cumulative_length += count
         if self.cumulative_length > min(self.capacities):
             self.evicted_at = self.cumulative_length
-
-    def _refill(self) -> None:
-        """Name the next victims of every head."""
-        assert self.state is not None
-        if self.answer_from is not None:
-            if self.answer_overflow == "evict":
-                bound_answer(self.state, self.protection, count=self.interval)
-            else:
-                written = self.cumulative_length - self.answer_from
-                check_room(
-                    self.state,
-                    self.protection,
-                    written=written,
-                    count=self.interval,
-                    heads=self.row_heads,
-                )
-        self.state.queue.copy_(self._victims())
-        self.state.cursor.zero_()
-        self.queued = self.interval
-
-    def _victims(self) -> torch.Tensor:
-        assert self.state is not None
-        reach = self.cumulative_length + self.interval
-        width = min(self.state.widest, reach)
-        # While every head has empty slots within reach no score is asked for.
-        scores = None if reach <= min(self.capacities) else self.policy.scores(self.state, width)
-        return pick_victims(self.state, scores, self.protection, count=self.interval, width=width)
 
     def begin_answer(self, rows: torch.Tensor, reserve: int, written: torch.Tensor | None = None) -> None:
         """Protect what rows write from here on, and free slots for it at once.

@@ -66,6 +66,16 @@ class Policy:
         """Queries before a choice of victims whose mass counts, None for all; at most ``interval``."""
         return None
 
+    @property
+    def guard(self) -> float | None:
+        """Prior of :func:`budgetctl.kernels.kv_reference.guarded` where that is the score, which a kernel can compute."""
+        return None
+
+    @property
+    def plain(self) -> bool:
+        """Whether importance itself is the score."""
+        return type(self).scores is Policy.scores
+
     def fitted(self, capacity: int) -> Policy:
         """The same with an interval, suited to ``capacity`` slots where none was given."""
         if self.interval is not None:
@@ -113,6 +123,10 @@ class DecayedMax(Policy):
     @property
     def value_norms(self) -> bool:
         return self.prior > 0
+
+    @property
+    def guard(self) -> float | None:
+        return self.prior or None
 
     def scores(self, state: SlotState, width: int | None = None) -> torch.Tensor:
         return guarded(state, width, self.prior) if self.prior else state.heads(state.importance, width)
@@ -199,6 +213,10 @@ class Defensive(Windowed):
     @property
     def value_norms(self) -> bool:
         return True
+
+    @property
+    def guard(self) -> float | None:
+        return 1.0
 
     def scores(self, state: SlotState, width: int | None = None) -> torch.Tensor:
         return guarded(state, width, 1.0)
