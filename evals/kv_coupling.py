@@ -7,8 +7,10 @@ by their forecasts; then with thoughts that are told to finish when their slots 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -118,11 +120,13 @@ def cases(
 
 
 def run(
-    questions: int = typer.Option(512, min=1, help="of the test split, all levels"),
-    capacities: Annotated[str, typer.Option(help="slots a head of each row, by commas")] = "80,64,48",
-    losses: Annotated[str, typer.Option(help="values of kv_max_loss, by commas")] = "1,2,4",
-    efforts: Annotated[str, typer.Option(help="efforts, by commas; empty for none")] = "medium,low",
-    out: Annotated[Path | None, typer.Option(help="a directory for the records")] = None,
+    questions: int = typer.Option(256, min=1, help="of the test split, all levels"),
+    capacities: Annotated[str, typer.Option(help="slots a head of each row, by commas")] = "64,48,40",
+    losses: Annotated[str, typer.Option(help="values of kv_max_loss, by commas")] = "1,4,16",
+    efforts: Annotated[str, typer.Option(help="efforts, by commas; empty for none")] = "medium",
+    out: Annotated[
+        Path, typer.Option(help="records of each case; a run goes on with those that are there")
+    ] = Path("runs/kv_coupling"),
 ) -> None:
     """The table as Markdown; differences are paired by question, with 95 % bootstrap intervals."""
     model, tokenizer = load_reasoner()
@@ -138,12 +142,20 @@ def run(
     with progress_bar(console) as bar:
         task = bar.add_task("cases", total=len(todo))
         for name, options in todo.items():
-            records[name] = answer(installation, asked, **options)
+            records[name] = kept(
+                out / f"{name} of {questions}.jsonl", partial(answer, installation, asked, **options)
+            )
             bar.advance(task)
-    if out is not None:
-        rows = [{"case": name, **vars(each)} for name, found in records.items() for each in found]
-        write_jsonl(out / "kv_coupling.jsonl", rows)
     Console().print("\n".join(table(records)), markup=False, highlight=False, soft_wrap=True)
+
+
+def kept(path: Path, make: Callable[[], list[Answered]]) -> list[Answered]:
+    """Records of an earlier run at ``path``; made now, and written whole, where there are none."""
+    if path.exists():
+        return [Answered(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
+    found = make()
+    write_jsonl(path, map(vars, found))
+    return found
 
 
 def table(records: dict[str, list[Answered]]) -> list[str]:

@@ -162,10 +162,13 @@ def plan_cache(
             return BudgetCache(config, max(rows), policy, **options), None
         return BudgetCache.by_row(config, rows, policy, **options), None
     assert budget.bytes is not None
-    fitted = policy.fitted(LEAST_SLOTS * 8)
-    cost = SlotCost.of(config, dtype, fitted)
-    slots = (budget.bytes - len(needs) * cost.fixed) // cost.slot
-    each = slots // len(needs)
+    fitted, each = policy, LEAST_SLOTS
+    for _ in range(2):
+        # A policy's interval follows from the slots, and takes some bytes itself.
+        fitted = policy.fitted(max(each, LEAST_SLOTS))
+        cost = SlotCost.of(config, dtype, fitted)
+        slots = (budget.bytes - len(needs) * cost.fixed) // cost.slot
+        each = slots // len(needs)
     if each < LEAST_SLOTS:
         least = len(needs) * (cost.fixed + LEAST_SLOTS * cost.slot)
         raise CacheError(
@@ -174,9 +177,10 @@ def plan_cache(
         )
     if movable or each >= max(most):
         return BudgetCache(config, min(each, max(max(most), LEAST_SLOTS)), fitted, **options), None
-    # What stays free to be evicted is half of a row's slots at least.
+    # What stays free to be evicted is half of a row's slots at least, and rows may have fewer than others.
     assert fitted.interval is not None
-    recent = min(32, max(each // 4 - fitted.interval, 1))
+    recent = max(each // 4, LEAST_SLOTS // 2) - fitted.interval
+    recent = max(min(recent, each // 4, 32), 1)
     floor = min(each, max(LEAST_SLOTS, 2 * (recent + fitted.interval)))
     pool = Pool(slots, floor)
     fits = sum(max(length, floor) for length in most) <= slots

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 import budgetctl
-from budgetctl.evals.kv_coupling import Answered, answer, cases, pool_bytes, table
+from budgetctl.evals.kv_coupling import Answered, answer, cases, kept, pool_bytes, table
 from budgetctl.integrations.transformers import Installation
 from budgetctl.reasoner.load import PREDICTOR, load_reasoner
 from budgetctl.reasoner.tasks import take_questions
@@ -55,3 +57,10 @@ def test_each_line_is_beside_the_full_cache_of_its_effort() -> None:
     assert lines[-1].split("|")[3].strip().startswith("-0.500")
     assert lines[-2].split("|")[3].strip() == "0.000 [0.000, 0.000]"
     assert lines[-1].split("|")[4:6] == [" 30.0 ", " 0.000 "]
+
+
+def test_a_run_goes_on_with_what_is_there(tmp_path: Path) -> None:
+    found = [Answered(True, 10, 14, True), Answered(False, 30, 34, False)]
+    path = tmp_path / "64, pool of 2.jsonl"
+    assert kept(path, lambda: found) == found
+    assert kept(path, lambda: []) == found
