@@ -141,7 +141,7 @@ def fold_end_of_sequence(
     columns = constant(eos_ids, scores.device).expand(scores.shape[0], -1)
     closing = closing_ids[:, None]
     both = torch.cat([scores.gather(1, closing), scores.gather(1, columns)], 1)
-    joined = temperature * (both / temperature).logsumexp(1, keepdim=True)
+    joined = tempered_sum(both, temperature)
     where = rows[:, None]
     banned = torch.where(where, -torch.inf, both[:, 1:])
     # Should they be one token, the close is what counts.
@@ -157,8 +157,18 @@ def probability_of(
     if token_ids.shape[1] > 1:  # spellings may share a token, whose probability counts once
         again = (token_ids[:, :, None] == token_ids[:, None, :]).tril(-1).any(2)
         chosen = chosen.masked_fill(again, -torch.inf)
-    scaled = scores if isinstance(temperature, int | float) and temperature == 1 else scores / temperature
-    return ((chosen / temperature).logsumexp(1) - scaled.logsumexp(1)).exp()
+    chosen, every = (tempered_sum(part, temperature) for part in (chosen, scores))
+    return ((chosen - every) / temperature).squeeze(1).exp()
+
+
+def tempered_sum(scores: torch.Tensor, temperature: float | torch.Tensor) -> torch.Tensor:
+    """[B, 1] the logit T log sum exp(z / T) of any of the logits z [B, n]; T is a number or [B, 1].
+
+    The highest logit is taken out first: over a small temperature it may leave the range of the dtype.
+    """
+    highest = scores.amax(1, keepdim=True)
+    base = highest.clamp(min=torch.finfo(scores.dtype).min)  # nothing but -inf stays -inf
+    return base + temperature * ((scores - base) / temperature).logsumexp(1, keepdim=True)
 
 
 def with_transition(

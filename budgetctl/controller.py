@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 from transformers import LogitsProcessor
 
-from budgetctl.budget import NO_CAP, RowBudgets, tokens_left
+from budgetctl.budget import NO_CAP, RowBudgets, as_list, tokens_left
+from budgetctl.checks import check_temperature
 from budgetctl.close_record import record_close
 from budgetctl.closing import (
     WINDOW_FIT,
@@ -129,6 +130,9 @@ class BudgetController(LogitsProcessor):
         self.keeps_latest = False
         #: Keeps the thinking budget and the KV budget in step, where there is one.
         self.kv: KVCoupling | None = None
+        if not self.idle:
+            for value in as_list(temperature):
+                check_temperature(value)
         self._reader = PrefixReader(delimiters)
         self._temperatures: dict[tuple[int, torch.device], torch.Tensor] = {}
         self.predictions = PredictionTable()

@@ -115,7 +115,8 @@ class Installation:
         if transition is not None:
             delimiters = with_transition(delimiters, self.tokenizer, transition)
         settings: dict[str, Any] = {name: getattr(config, name, None) for name in batching.REQUEST_KNOBS}
-        settings["max_new_tokens"] = None if config.max_length is None else config.max_length - prompt_length
+        length = config.max_length
+        settings["max_new_tokens"] = None if length is None else max(length - prompt_length, 0)
         settings["temperature"] = config.temperature if sampled and config.temperature else 1.0
         settings["greedy"] = not sampled
         controller = BudgetController(

@@ -6,6 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from budgetctl.checks import check_temperature
+
 #: Fields that set a knob, in the order in which a message about them is looked for; the first name is budgetctl's.
 KNOB_FIELDS: dict[str, tuple[str, ...]] = {
     "min_thinking_tokens": ("min_thinking_tokens",),
@@ -93,6 +95,14 @@ class ChatRequest(BaseModel):
     presence_penalty: Annotated[float | None, Field(ge=0, le=0)] = None
     user: str | None = None
     metadata: dict[str, Any] | None = None
+
+    @field_validator("temperature")
+    @classmethod
+    def in_range(cls, value: float | None) -> float | None:
+        """0 takes the most likely token."""
+        if value:
+            check_temperature(value)
+        return value
 
     @field_validator("stop", mode="before")
     @classmethod
