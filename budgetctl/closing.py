@@ -10,8 +10,8 @@ from transformers import PreTrainedTokenizerBase
 from budgetctl.delimiters import ThinkingDelimiters
 from budgetctl.errors import DelimiterError
 from budgetctl.on_device import constant, may_hold
+from budgetctl.phrases import phrase_ids
 from budgetctl.protect import Spans
-from budgetctl.spelling import encode
 
 #: The closing window opens when this share of the budget is left, at most ``WINDOW_TOKENS``.
 WINDOW_SHARE = 0.1
@@ -180,15 +180,11 @@ def with_transition(
     it before the answer's reserve. A natural close is recognised as before.
 
     Raises:
-        DelimiterError: for a phrase without text, or one that holds a marker.
+        DelimiterError: for a phrase without text, or one that holds a marker or an end of sequence.
     """
-    ids = encode(tokenizer, phrase)
+    ids = phrase_ids(tokenizer, delimiters, phrase, "transition_phrase", DelimiterError)
     if not phrase.strip() or not ids:
         raise DelimiterError(
             f"transition_phrase={phrase!r} is empty: expected some text; leave it unset for none"
-        )
-    if any(marker and marker in phrase for marker in (delimiters.open_text, delimiters.close_text)):
-        raise DelimiterError(
-            f"transition_phrase={phrase!r} holds a marker of the thought: expected text alone; the close is added to it"
         )
     return replace(delimiters, forced_end_ids=(*ids, *delimiters.forced_end_ids))

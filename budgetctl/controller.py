@@ -28,6 +28,7 @@ from budgetctl.leak_guard import guard_answer
 from budgetctl.ledger import CloseLog, PredictionTable
 from budgetctl.limits import RowLimits, RowTensors, repeat_to
 from budgetctl.on_device import constant, may_hold
+from budgetctl.phrases import check_phrase
 from budgetctl.predicted_caps import ForecastOfStep, caps_at_step, share_of
 from budgetctl.prefix_hash import hash_of, prefix_totals
 from budgetctl.prefix_reader import PrefixReader, Reading
@@ -70,7 +71,8 @@ class BudgetController(LogitsProcessor):
     with one a prompt; ``prompt_length`` is one width or an int64 tensor with one a row.
 
     Raises:
-        BudgetError: for values out of range, contradictions, or a relative effort without a forecast.
+        BudgetError: for values out of range, contradictions, an extension that would end the thought, or a relative effort
+            without a forecast.
     """
 
     supports_continuous_batching = False
@@ -111,6 +113,8 @@ class BudgetController(LogitsProcessor):
                 "an effort that is a fraction of the predicted length needs a length predictor and none is installed: "
                 "pass predictor=... to install, or give thinking_budget=N instead"
             )
+        if extension is not None:
+            check_phrase(extension.phrase_ids, delimiters, "the extension phrase")
         self.steering = Steering(forecast, self.limits, guidance_strength, guided_steps)
         self.delimiters = delimiters
         self.forecast = forecast
