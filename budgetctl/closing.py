@@ -12,6 +12,7 @@ from budgetctl.errors import DelimiterError
 from budgetctl.on_device import constant, may_hold
 from budgetctl.phrases import phrase_ids
 from budgetctl.protect import Spans
+from budgetctl.state import ThinkingState
 
 #: The closing window opens when this share of the budget is left, at most ``WINDOW_TOKENS``.
 WINDOW_SHARE = 0.1
@@ -65,6 +66,41 @@ def closing_window(caps: torch.Tensor, room: torch.Tensor | int | None) -> torch
     """
     whole = caps if room is None else caps.clamp(max=room)
     return (whole * WINDOW_SHARE).ceil().clamp(max=WINDOW_TOKENS).to(torch.int64)
+
+
+def ends_early(
+    boundaries: Boundaries,
+    size: int,
+    input_ids: torch.Tensor,
+    state: ThinkingState,
+    rows: torch.Tensor,
+    state_fit: torch.Tensor | None,
+    left: torch.Tensor,
+    window: torch.Tensor,
+) -> torch.Tensor:
+    """[B] bool, of ``rows``: in the window, at a line or sentence end, and not likely to end by itself in time; or a
+    close that was begun there and is half-written.
+
+    Args:
+        boundaries: where lines and sentences end.
+        size: tokens of a forced close.
+        input_ids: [B, T] int64.
+        state: of the rows.
+        rows: [B] bool, rows that may be closed.
+        state_fit: [B] log probability that the thought ends in time, None where it is not known.
+        left: [B] int64 thinking tokens left.
+        window: [B] int64 length of the closing window.
+    """
+    near = rows & (left <= window)
+    if not may_hold(near):
+        return torch.zeros_like(rows)
+    early = near & ~state.at_start & boundaries.at_end(input_ids)
+    if state_fit is not None:
+        early = early & (state_fit.exp() < WINDOW_FIT)
+    for back in range(1, min(size, input_ids.shape[1])):
+        begun = rows & (state.close_progress >= back) & (state.used > back) & (left + back <= window)
+        early = early | (begun & boundaries.at_end(input_ids[:, :-back]))
+    return early
 
 
 def next_marker_ids(
