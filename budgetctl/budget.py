@@ -10,11 +10,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from numbers import Integral, Real
+from numbers import Real
 from typing import Any
 
 import torch
 
+from budgetctl.checks import check_tokens, shown
 from budgetctl.errors import BudgetError
 
 #: Fraction of the predicted natural length that a level allows. ``none`` forbids thinking, ``max`` sets no
@@ -67,11 +68,11 @@ class Effort:
                 value = float(name)
             except ValueError:
                 raise BudgetError(
-                    f"unknown effort {value!r}: expected one of {_LEVELS_TEXT}, or a number in (0, 1]"
+                    f"unknown effort {shown(value)}: expected one of {_LEVELS_TEXT}, or a number in (0, 1]"
                 ) from None
         if isinstance(value, bool) or not isinstance(value, Real) or not 0 < value <= 1:
             raise BudgetError(
-                f"effort {value!r} is out of range: expected a number in (0, 1] or one of {_LEVELS_TEXT}; "
+                f"effort {shown(value)} is out of range: expected a number in (0, 1] or one of {_LEVELS_TEXT}; "
                 "use thinking_budget for an absolute number of tokens"
             )
         return cls(f"{float(value):g}", float(value))
@@ -80,19 +81,6 @@ class Effort:
     def needs_prediction(self) -> bool:
         """Whether this effort is a fraction of a predicted length, so that a length predictor is needed."""
         return 0 < self.fraction < math.inf
-
-
-def check_tokens(value: object, name: str, advice: str) -> int | None:
-    """``value`` as a number of tokens, or None; anything but a non-negative integer is a BudgetError."""
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, Integral):
-        raise BudgetError(
-            f"{name}={value!r} is not a whole number: expected an integer >= 0 (tokens); {advice}"
-        )
-    if value < 0:
-        raise BudgetError(f"{name}={value} is negative: expected an integer >= 0 (tokens); {advice}")
-    return int(value)
 
 
 @dataclass(frozen=True)
@@ -215,13 +203,14 @@ def as_list(value: Any) -> list[Any]:
     return list(value) if isinstance(value, Sequence) and not isinstance(value, str | bytes) else [value]
 
 
-def resolve_reserve(answer_reserve: object, max_new_tokens: int | None, close_tokens: int) -> int:
+def resolve_reserve(answer_reserve: object, max_new_tokens: object, close_tokens: int) -> int:
     """Tokens kept for the answer inside ``max_new_tokens``; by default a quarter of it, at most 256.
 
     Raises:
-        BudgetError: when the reserve and the close do not fit into ``max_new_tokens``.
+        BudgetError: when one is no number of tokens, or the reserve and the close do not fit into ``max_new_tokens``.
     """
     reserve = check_tokens(answer_reserve, "answer_reserve", "leave it unset for the default")
+    max_new_tokens = check_tokens(max_new_tokens, "max_new_tokens", "leave it unset for no limit")
     if max_new_tokens is None:
         return reserve or 0
     if reserve is None:

@@ -10,8 +10,9 @@ from transformers import PreTrainedTokenizerBase
 from budgetctl.delimiters import ThinkingDelimiters
 from budgetctl.errors import DelimiterError
 from budgetctl.on_device import constant, may_hold
+from budgetctl.phrases import phrase_ids
 from budgetctl.protect import Spans
-from budgetctl.spelling import encode
+from budgetctl.state import ThinkingState
 
 #: The closing window opens when this share of the budget is left, at most ``WINDOW_TOKENS``.
 WINDOW_SHARE = 0.1
@@ -65,6 +66,41 @@ def closing_window(caps: torch.Tensor, room: torch.Tensor | int | None) -> torch
     """
     whole = caps if room is None else caps.clamp(max=room)
     return (whole * WINDOW_SHARE).ceil().clamp(max=WINDOW_TOKENS).to(torch.int64)
+
+
+def ends_early(
+    boundaries: Boundaries,
+    size: int,
+    input_ids: torch.Tensor,
+    state: ThinkingState,
+    rows: torch.Tensor,
+    state_fit: torch.Tensor | None,
+    left: torch.Tensor,
+    window: torch.Tensor,
+) -> torch.Tensor:
+    """[B] bool, of ``rows``: in the window, at a line or sentence end, and not likely to end by itself in time; or a
+    close that was begun there and is half-written.
+
+    Args:
+        boundaries: where lines and sentences end.
+        size: tokens of a forced close.
+        input_ids: [B, T] int64.
+        state: of the rows.
+        rows: [B] bool, rows that may be closed.
+        state_fit: [B] log probability that the thought ends in time, None where it is not known.
+        left: [B] int64 thinking tokens left.
+        window: [B] int64 length of the closing window.
+    """
+    near = rows & (left <= window)
+    if not may_hold(near):
+        return torch.zeros_like(rows)
+    early = near & ~state.at_start & boundaries.at_end(input_ids)
+    if state_fit is not None:
+        early = early & (state_fit.exp() < WINDOW_FIT)
+    for back in range(1, min(size, input_ids.shape[1])):
+        begun = rows & (state.close_progress >= back) & (state.used > back) & (left + back <= window)
+        early = early | (begun & boundaries.at_end(input_ids[:, :-back]))
+    return early
 
 
 def next_marker_ids(
@@ -141,7 +177,7 @@ def fold_end_of_sequence(
     columns = constant(eos_ids, scores.device).expand(scores.shape[0], -1)
     closing = closing_ids[:, None]
     both = torch.cat([scores.gather(1, closing), scores.gather(1, columns)], 1)
-    joined = temperature * (both / temperature).logsumexp(1, keepdim=True)
+    joined = tempered_sum(both, temperature)
     where = rows[:, None]
     banned = torch.where(where, -torch.inf, both[:, 1:])
     # Should they be one token, the close is what counts.
@@ -157,8 +193,18 @@ def probability_of(
     if token_ids.shape[1] > 1:  # spellings may share a token, whose probability counts once
         again = (token_ids[:, :, None] == token_ids[:, None, :]).tril(-1).any(2)
         chosen = chosen.masked_fill(again, -torch.inf)
-    scaled = scores if isinstance(temperature, int | float) and temperature == 1 else scores / temperature
-    return ((chosen / temperature).logsumexp(1) - scaled.logsumexp(1)).exp()
+    chosen, every = (tempered_sum(part, temperature) for part in (chosen, scores))
+    return ((chosen - every) / temperature).squeeze(1).exp()
+
+
+def tempered_sum(scores: torch.Tensor, temperature: float | torch.Tensor) -> torch.Tensor:
+    """[B, 1] the logit T log sum exp(z / T) of any of the logits z [B, n]; T is a number or [B, 1].
+
+    The highest logit is taken out first: over a small temperature it may leave the range of the dtype.
+    """
+    highest = scores.amax(1, keepdim=True)
+    base = highest.clamp(min=torch.finfo(scores.dtype).min)  # nothing but -inf stays -inf
+    return base + temperature * ((scores - base) / temperature).logsumexp(1, keepdim=True)
 
 
 def with_transition(
@@ -170,15 +216,11 @@ def with_transition(
     it before the answer's reserve. A natural close is recognised as before.
 
     Raises:
-        DelimiterError: for a phrase without text, or one that holds a marker.
+        DelimiterError: for a phrase without text, or one that holds a marker or an end of sequence.
     """
-    ids = encode(tokenizer, phrase)
+    ids = phrase_ids(tokenizer, delimiters, phrase, "transition_phrase", DelimiterError)
     if not phrase.strip() or not ids:
         raise DelimiterError(
             f"transition_phrase={phrase!r} is empty: expected some text; leave it unset for none"
-        )
-    if any(marker and marker in phrase for marker in (delimiters.open_text, delimiters.close_text)):
-        raise DelimiterError(
-            f"transition_phrase={phrase!r} holds a marker of the thought: expected text alone; the close is added to it"
         )
     return replace(delimiters, forced_end_ids=(*ids, *delimiters.forced_end_ids))

@@ -8,16 +8,10 @@ from typing import TYPE_CHECKING
 import torch
 from transformers import LogitsProcessor
 
-from budgetctl.budget import NO_CAP, RowBudgets, tokens_left
+from budgetctl.budget import NO_CAP, RowBudgets, as_list, tokens_left
+from budgetctl.checks import check_temperature
 from budgetctl.close_record import record_close
-from budgetctl.closing import (
-    WINDOW_FIT,
-    Boundaries,
-    closing_window,
-    fold_end_of_sequence,
-    half_written_ids,
-    next_marker_ids,
-)
+from budgetctl.closing import Boundaries, closing_window, ends_early, fold_end_of_sequence, next_marker_ids
 from budgetctl.delimiters import ThinkingDelimiters
 from budgetctl.errors import BudgetError
 from budgetctl.exit_probe import ExitProbe
@@ -26,13 +20,15 @@ from budgetctl.forecast import LengthForecast
 from budgetctl.leak_guard import guard_answer
 from budgetctl.ledger import CloseLog, PredictionTable
 from budgetctl.limits import RowLimits, RowTensors, repeat_to
+from budgetctl.minimum import Minimum
 from budgetctl.on_device import constant, may_hold
+from budgetctl.phrases import check_phrase
 from budgetctl.predicted_caps import ForecastOfStep, caps_at_step, share_of
 from budgetctl.prefix_hash import hash_of, prefix_totals
 from budgetctl.prefix_reader import PrefixReader, Reading
 from budgetctl.raw_logits import RawLogits
-from budgetctl.score_edits import ban_tokens, force_tokens
-from budgetctl.state import ThinkingState, thinking_state
+from budgetctl.score_edits import force_tokens
+from budgetctl.state import thinking_state
 from budgetctl.steering import Steering
 
 if TYPE_CHECKING:
@@ -69,7 +65,8 @@ class BudgetController(LogitsProcessor):
     with one a prompt; ``prompt_length`` is one width or an int64 tensor with one a row.
 
     Raises:
-        BudgetError: for values out of range, contradictions, or a relative effort without a forecast.
+        BudgetError: for values out of range, contradictions, an extension that would end the thought, or a relative effort
+            without a forecast.
     """
 
     supports_continuous_batching = False
@@ -110,6 +107,8 @@ class BudgetController(LogitsProcessor):
                 "an effort that is a fraction of the predicted length needs a length predictor and none is installed: "
                 "pass predictor=... to install, or give thinking_budget=N instead"
             )
+        if extension is not None:
+            check_phrase(extension.phrase_ids, delimiters, "the extension phrase")
         self.steering = Steering(forecast, self.limits, guidance_strength, guided_steps)
         self.delimiters = delimiters
         self.forecast = forecast
@@ -129,6 +128,9 @@ class BudgetController(LogitsProcessor):
         self.keeps_latest = False
         #: Keeps the thinking budget and the KV budget in step, where there is one.
         self.kv: KVCoupling | None = None
+        if not self.idle:
+            for value in as_list(temperature):
+                check_temperature(value)
         self._reader = PrefixReader(delimiters)
         self._temperatures: dict[tuple[int, torch.device], torch.Tensor] = {}
         self.predictions = PredictionTable()
@@ -231,16 +233,11 @@ class BudgetController(LogitsProcessor):
                 temperature=temperature,
             )
         open_ended = active & ~spent
-        too_short = None
+        foldable, minimum = active, None
         if self.limits.has_minimum:
-            too_short = state.thinking & (state.used - state.close_progress < limits.minimum) & ~spent
-            # What a close of each spelling would leave of the thought: the tokens before it are no content then.
-            before = constant(tuple(len(end) - 1 for end in ends), device)
-            too_early = completes & (state.used[:, None] - before < limits.minimum[:, None])
-            too_early = too_early & (state.thinking & ~spent)[:, None]
-            # The forced close may complete another spelling.
-            open_ended = open_ended & ~too_short & ~(too_early & (closing_ids == forced_ids[:, None])).any(1)
-        foldable = active if too_short is None else active & ~too_short
+            minimum = Minimum.of(state, limits.minimum, spent, ends, completes)
+            open_ended = open_ended & minimum.allows(closing_ids, forced_ids)
+            foldable = active & ~minimum.too_short
         if self.extension is not None:
             extended = self.extension.due(input_ids, state, limits.minimum, left) & limited
             open_ended = open_ended & ~extended
@@ -250,15 +247,15 @@ class BudgetController(LogitsProcessor):
         steered = fold_end_of_sequence(steered, foldable, eos_ids, forced_ids, temperature, in_place=own)
         if self.extension is not None:
             steered = self.extension.apply(steered, input_ids, state, extended, closing_ids, temperature)
-        if too_short is not None:
-            steered = ban_tokens(steered, closing_ids, too_early)
-            # The forced close goes on with what stands at the budget's end, which must not reach below the minimum.
-            begun_ids, begun = half_written_ids(input_ids, state.used, ends, caps - limits.minimum)
+        if minimum is not None:
             last = active & (caps - state.used == 1)
-            steered = ban_tokens(steered, begun_ids, begun & last[:, None])
-            banned = constant(eos_ids, device).expand(len(scores), -1)
-            steered = ban_tokens(steered, banned, too_short[:, None].expand_as(banned))
-        early = self._ends_early(input_ids, state, open_ended, state_fit, left, window)
+            steered = minimum.hold(
+                steered, input_ids, state, ends, last, caps, closing_ids, forced_ids, eos_ids, temperature
+            )
+        early = torch.zeros_like(active)
+        if self.boundaries is not None:
+            size = len(self.delimiters.forced_end_ids)
+            early = ends_early(self.boundaries, size, input_ids, state, open_ended, state_fit, left, window)
         inside = None
         if self.boundaries is not None and self.boundaries.spans is not None:
             inside = (reading.fence_marks % 2 == 1) & active
@@ -269,7 +266,7 @@ class BudgetController(LogitsProcessor):
             exits = self.early_exit(input_ids, open_ended if inside is None else open_ended & ~inside, state)
             early = early | exits
         forced = spent | early
-        noted = active if too_short is None else active | too_short
+        noted = active if minimum is None else active | minimum.too_short
         record_close(
             self.close_log,
             torch.where(noted, reading.total ^ limits.salt, 0),
@@ -310,26 +307,3 @@ class BudgetController(LogitsProcessor):
             budgets = torch.minimum(budgets, self.kv.caps.to(budgets.device))
         lengths = [value if value == value else None for value in predicted.tolist()]
         return budgets.tolist(), lengths, (totals ^ rows.salt[:, None]).tolist()
-
-    def _ends_early(
-        self,
-        input_ids: torch.Tensor,
-        state: ThinkingState,
-        rows: torch.Tensor,
-        state_fit: torch.Tensor | None,
-        left: torch.Tensor,
-        window: torch.Tensor,
-    ) -> torch.Tensor:
-        """[B] bool, of ``rows`` [B]: in the window, at a line or sentence end, and not likely to end by itself in time;
-        or a close that was begun there and is half-written."""
-        size = len(self.delimiters.forced_end_ids)
-        near = rows & (left <= window)
-        if self.boundaries is None or not may_hold(near):
-            return torch.zeros_like(rows)
-        early = near & ~state.at_start & self.boundaries.at_end(input_ids)
-        if state_fit is not None:
-            early = early & (state_fit.exp() < WINDOW_FIT)
-        for back in range(1, min(size, input_ids.shape[1])):
-            begun = rows & (state.close_progress >= back) & (state.used > back) & (left + back <= window)
-            early = early | (begun & self.boundaries.at_end(input_ids[:, :-back]))
-        return early

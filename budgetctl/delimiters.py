@@ -9,9 +9,8 @@ from transformers import PreTrainedTokenizerBase
 
 from budgetctl.errors import DelimiterError
 from budgetctl.families import FAMILIES, GENERIC_PAIRS, Family
+from budgetctl.sequences import Tokens, can_overlap, longest_at, stands_inside
 from budgetctl.spelling import encode, generation_prompts, spell, spell_blanks
-
-Tokens = tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,8 @@ class ThinkingDelimiters:
 
     Raises:
         DelimiterError: when a sequence is empty, an open and a close sequence can overlap in a text (then where a
-            thought ends would be ambiguous), or one ends a thought inside the forced close (over the budget then).
+            thought ends would be ambiguous), one ends a thought inside the forced close (over the budget then), or the
+            forced close ends the sequence.
     """
 
     open_ids: Tokens
@@ -74,15 +74,20 @@ class ThinkingDelimiters:
             raise DelimiterError(
                 "no open marker and implicit=False: expected open_ids, or implicit=True; give one"
             )
+        if set(self.forced_end_ids) & set(self.eos_ids):
+            raise DelimiterError(
+                f"the close {list(self.forced_end_ids)} holds an end-of-sequence token of {list(self.eos_ids)}: expected a "
+                "close that an answer can follow; choose another close_text, or other eos ids"
+            )
         for opening in self.all_opens:
             for end in self.all_ends:
-                if _can_overlap(opening, end):
+                if can_overlap(opening, end):
                     raise DelimiterError(
                         f"open tokens {list(opening)} and close tokens {list(end)} can overlap: expected markers "
                         "that share no end; choose other open_text/close_text"
                     )
         for end in self.all_ends:
-            if _stands_inside(end, self.forced_end_ids):
+            if stands_inside(end, self.forced_end_ids):
                 raise DelimiterError(
                     f"close tokens {list(end)} stand inside the forced close {list(self.forced_end_ids)}: expected a "
                     "forced close that ends the thought with its last token; choose another phrase before it"
@@ -261,17 +266,13 @@ def _split_prompt(
     """Where the first marker begins, and the position after the open marker when the thought is left open."""
     first, after_open, at = len(prompt), None, 0
     while at < len(prompt):
-        opening = _longest_at(prompt, at, opens)
-        length = opening or _longest_at(prompt, at, ends)
+        opening = longest_at(prompt, at, opens)
+        length = opening or longest_at(prompt, at, ends)
         if length:
             first = min(first, at)
             after_open = at + length if opening else None
         at += length or 1
     return first, after_open
-
-
-def _longest_at(tokens: Tokens, at: int, variants: tuple[Tokens, ...]) -> int:
-    return max((len(v) for v in variants if tokens[at : at + len(v)] == v), default=0)
 
 
 def _end_of_sequence(tokenizer: PreTrainedTokenizerBase, given: int | Sequence[int] | None) -> Tokens:
@@ -282,18 +283,4 @@ def _end_of_sequence(tokenizer: PreTrainedTokenizerBase, given: int | Sequence[i
     return tuple(i for i in ids if i >= 0)  # continuous batching writes -1 for none
 
 
-def _can_overlap(a: Tokens, b: Tokens) -> bool:
-    """Whether two sequences agree on every token they would share, laid over each other at some shift."""
-    for shift in range(1 - len(b), len(a)):
-        low, high = max(shift, 0), min(shift + len(b), len(a))
-        if a[low:high] == b[low - shift : high - shift]:
-            return True
-    return False
-
-
-def _stands_inside(inner: Tokens, outer: Tokens) -> bool:
-    """Whether ``inner`` stands in ``outer`` with other tokens on both sides."""
-    return any(outer[at : at + len(inner)] == inner for at in range(1, len(outer) - len(inner)))
-
-
-__all__ = ["FAMILIES", "Family", "ThinkingDelimiters", "find_delimiters"]
+__all__ = ["FAMILIES", "Family", "ThinkingDelimiters", "Tokens", "find_delimiters"]

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
+from budgetctl.checks import MOST_TOKENS, shown
 from budgetctl.errors import BudgetError
 
 METHODS = ("confidence", "agreement")
@@ -50,24 +51,24 @@ class EarlyExit:
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise BudgetError(
-                f"early_exit method {self.method!r}: expected 'confidence' or 'agreement'; or leave it unset"
+                f"early_exit method {shown(self.method)}: expected 'confidence' or 'agreement'; or leave it unset"
             )
         for name, owner in (("threshold", "confidence"), ("window", "agreement")):
             value = getattr(self, name)
             if value is not None and self.method != owner:
                 raise BudgetError(
-                    f"early_exit {name}={value!r} with method {self.method!r}: expected {name} only for {owner!r}; "
+                    f"early_exit {name}={shown(value)} with method {self.method!r}: expected {name} only for {owner!r}; "
                     "drop it or change the method"
                 )
         if self.threshold is not None and not (_is_number(self.threshold) and 0 < self.threshold <= 1):
             raise BudgetError(
-                f"early_exit threshold={self.threshold!r}: expected a number in (0, 1]; lower exits earlier"
+                f"early_exit threshold={shown(self.threshold)}: expected a number in (0, 1]; lower exits earlier"
             )
         if self.turn is not None and (
             not isinstance(self.turn, str) or not self.turn or self.every != "line"
         ):
             raise BudgetError(
-                f"early_exit turn={self.turn!r} with every={self.every!r}: expected a text, and every='line'; "
+                f"early_exit turn={shown(self.turn)} with every={shown(self.every)}: expected a text, and every='line'; "
                 "drop one of the two"
             )
         if self.every != "line":
@@ -77,7 +78,7 @@ class EarlyExit:
         _check_count("probe_tokens", self.probe_tokens, 1, "a whole number of tokens >= 1")
         if not isinstance(self.answer_prompt, str):
             raise BudgetError(
-                f"early_exit answer_prompt={self.answer_prompt!r}: expected a text, '' for none; correct it"
+                f"early_exit answer_prompt={shown(self.answer_prompt)}: expected a text, '' for none; correct it"
             )
 
     @property
@@ -98,14 +99,14 @@ class EarlyExit:
             return cls(method=value)
         if not isinstance(value, Mapping):
             raise BudgetError(
-                f"early_exit={value!r}: expected 'confidence', 'agreement' or a dict of EarlyExit's fields; "
+                f"early_exit={shown(value)}: expected 'confidence', 'agreement' or a dict of EarlyExit's fields; "
                 "leave it unset for none"
             )
         names = [field.name for field in fields(cls)]
         unknown = [name for name in value if name not in names]
         if unknown:
             raise BudgetError(
-                f"early_exit has no field {unknown[0]!r}: expected {', '.join(names)}; correct the name"
+                f"early_exit has no field {shown(unknown[0])}: expected {', '.join(names)}; correct the name"
             )
         return cls(**value)
 
@@ -115,5 +116,5 @@ def _is_number(value: object) -> bool:
 
 
 def _check_count(name: str, value: object, least: int, expected: str) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise BudgetError(f"early_exit {name}={value!r}: expected {expected}; correct it")
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= MOST_TOKENS:
+        raise BudgetError(f"early_exit {name}={shown(value)}: expected {expected}, below 2**63; correct it")

@@ -16,9 +16,9 @@ from transformers import PreTrainedTokenizerBase
 
 from budgetctl.delimiters import ThinkingDelimiters
 from budgetctl.early_exit import THRESHOLD, EarlyExit
-from budgetctl.errors import BudgetError
+from budgetctl.phrases import phrase_ids
 from budgetctl.prefix_hash import hash_prefixes
-from budgetctl.spelling import encode, spell
+from budgetctl.spelling import spell
 from budgetctl.state import ThinkingState
 from budgetctl.thought_steps import thought_steps
 from budgetctl.trial_answer import AnswerTexts, left_padded, open_braces, trial_answers
@@ -64,7 +64,7 @@ class ExitProbe:
             and of the tokenizer.
 
     Raises:
-        BudgetError: for an answer prompt that holds a marker of the thought.
+        BudgetError: for an answer prompt, or a text at which to probe, that holds a marker or an end of sequence.
     """
 
     def __init__(
@@ -78,11 +78,9 @@ class ExitProbe:
         pad_ids: tuple[int, ...] | None = None,
     ) -> None:
         prompt = config.answer_prompt
-        if any(marker and marker in prompt for marker in (delimiters.open_text, delimiters.close_text)):
-            raise BudgetError(
-                f"early_exit answer_prompt={prompt!r} holds a marker of the thought: expected text alone; "
-                "the close is written before it"
-            )
+        prompt_ids = phrase_ids(tokenizer, delimiters, prompt, "early_exit answer_prompt")
+        if config.turn is not None:
+            phrase_ids(tokenizer, delimiters, config.turn, "early_exit turn")
         self.model = model
         self.delimiters = delimiters
         self.config = config
@@ -93,7 +91,7 @@ class ExitProbe:
             known = (getattr(model.generation_config, "pad_token_id", None), tokenizer.pad_token_id)
             pad_ids = tuple(pad for pad in known if isinstance(pad, int))
         self.pad_ids = pad_ids
-        self._tail = (*delimiters.forced_end_ids, *encode(tokenizer, prompt))
+        self._tail = (*delimiters.forced_end_ids, *prompt_ids)
         self._opened = open_braces(prompt)
         self._turns = () if config.turn is None else spell(tokenizer, config.turn)
         self._context = getattr(model.config.get_text_config(), "max_position_embeddings", None)

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 import torch
 
-from budgetctl.budget import check_tokens
+from budgetctl.checks import check_tokens, shown
+from budgetctl.closing import tempered_sum
 from budgetctl.errors import BudgetError
 from budgetctl.score_edits import ban_tokens, force_tokens
 from budgetctl.state import ThinkingState, match_lengths
@@ -40,7 +41,7 @@ class Extension:
             )
         if not check_tokens(self.limit, "max_extensions", "leave it unset for none"):
             raise BudgetError(
-                f"max_extensions={self.limit!r}: expected a whole number >= 1; leave it unset for none"
+                f"max_extensions={shown(self.limit)}: expected a whole number >= 1; leave it unset for none"
             )
 
     def due(
@@ -85,9 +86,7 @@ class Extension:
         # Spellings may share a token, whose mass counts once.
         ending = torch.zeros_like(scores, dtype=torch.bool).scatter(1, closing_ids, True)
         ending = ending.scatter(1, first, True)
-        joined = temperature * (scores.masked_fill(~ending, -torch.inf) / temperature).logsumexp(
-            1, keepdim=True
-        )
+        joined = tempered_sum(scores.masked_fill(~ending, -torch.inf), temperature)
         others = closing_ids != first
         turned = ban_tokens(scores, closing_ids, others).scatter(1, first, joined)
         result = torch.where(rows[:, None], turned, scores)

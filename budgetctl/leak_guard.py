@@ -6,8 +6,8 @@ import torch
 
 from budgetctl.closing import next_marker_ids
 from budgetctl.delimiters import ThinkingDelimiters, Tokens
-from budgetctl.on_device import constant
-from budgetctl.score_edits import ban_tokens
+from budgetctl.on_device import constant, may_hold
+from budgetctl.score_edits import ban_tokens, dead_rows, unless_dead
 from budgetctl.state import ThinkingState
 
 
@@ -23,6 +23,9 @@ def guard_answer(
 ) -> torch.Tensor:
     """Scores [B, V] that cannot complete a marker which does not belong there.
 
+    Where other processors have left nothing but a second close, it is let through; where they have left nothing but a
+    thought that there is no room for, the sequence ends.
+
     Args:
         scores: [B, V] logits.
         input_ids: [B, T] int64.
@@ -34,13 +37,14 @@ def guard_answer(
         room: [B] int64 new tokens before the close of a thought must begin; no thought is opened after them.
     """
     answering, waiting = state.closed & rows, ~state.started & rows
+    guarded = scores
     if not delimiters.resumes_turn:  # there, every message of an answer ends as a thought does
         endings = _beginnings(delimiters.end_variants, delimiters.close_refusal)
         closing_ids, completes = next_marker_ids(input_ids, state.answer_tokens, endings)
-        scores = ban_tokens(scores, closing_ids, completes & answering[:, None])
+        guarded = ban_tokens(scores, closing_ids, completes & answering[:, None])
     openings = delimiters.all_opens
     if not openings:
-        return scores
+        return unless_dead(guarded, scores)
     # The marker of a second thought counts as thinking, and at least one token must follow it.
     marker = constant(tuple(map(len, openings)), scores.device)
     full = (left[:, None] <= marker) | (left <= window)[:, None]
@@ -51,7 +55,22 @@ def guard_answer(
     banned = (answering[:, None] & full) | (waiting[:, None] & late)
     within = torch.where(state.started, state.answer_tokens, input_ids.shape[1])
     opening_ids, completes = next_marker_ids(input_ids, within, beginnings)
-    return ban_tokens(scores, opening_ids, completes & banned)
+    banned = banned & completes
+    guarded = ban_tokens(guarded, opening_ids, banned)
+    if guarded is scores or not may_hold(dead_rows(guarded)):
+        return guarded
+    in_budget = ban_tokens(scores, opening_ids, banned)
+    ended = _ended(in_budget, scores, delimiters.eos_ids)
+    return unless_dead(unless_dead(guarded, in_budget), ended)
+
+
+def _ended(banned: torch.Tensor, scores: torch.Tensor, eos_ids: Tokens) -> torch.Tensor:
+    """``banned`` [B, V] with the end of sequence to take, in rows of ``scores`` [B, V] that came with any token."""
+    known = tuple(token for token in eos_ids if token < scores.shape[1])
+    if not known:
+        return scores
+    ended = banned.index_fill(1, constant(known, scores.device), 0.0)
+    return torch.where(dead_rows(scores)[:, None], scores, ended)
 
 
 def _beginnings(markers: tuple[Tokens, ...], refusal: int) -> tuple[Tokens, ...]:

@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 import torch
 
-from budgetctl.budget import NO_CAP, RowBudgets, as_list, check_tokens, resolve_reserve
+from budgetctl.budget import NO_CAP, RowBudgets, as_list, resolve_reserve
+from budgetctl.checks import check_tokens, shown
 from budgetctl.errors import BudgetError
 from budgetctl.prefix_hash import mix
 
@@ -99,7 +100,7 @@ class RowLimits:
         room, reserved = [], []
         for length, reserve in zip(lengths, reserves, strict=True):
             kept = resolve_reserve(reserve, length, close_tokens)
-            room.append(NO_CAP if length is None else max(length - kept - close_tokens, 0))
+            room.append(NO_CAP if length is None else min(max(length - kept - close_tokens, 0), NO_CAP))
             reserved.append(reserve is not None and length is not None)
         return cls(
             budgets,
@@ -171,7 +172,7 @@ def _minimum(value: object, budget: int | None) -> int:
             f"min_thinking_tokens={minimum} is more than the thinking budget of {budget}: "
             "expected a minimum inside the budget; lower one or raise the other"
         )
-    return minimum
+    return min(minimum, NO_CAP)
 
 
 def _target_ends(
@@ -198,9 +199,9 @@ def _target_ends(
     for name, value in others.items():
         if value is not None:
             raise BudgetError(
-                f"thinking_target={aim} contradicts {name}={value!r}: expected only one, since a target sets both "
+                f"thinking_target={aim} contradicts {name}={shown(value)}: expected only one, since a target sets both "
                 "ends; drop one of the two"
             )
     if around is None:
         around = max(1, round(aim * TARGET_TOLERANCE))
-    return max(aim - around, 0), aim + around
+    return min(max(aim - around, 0), NO_CAP), min(aim + around, NO_CAP)

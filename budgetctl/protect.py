@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from budgetctl.on_device import may_hold
-from budgetctl.score_edits import force_tokens
+from budgetctl.score_edits import force_tokens, unless_dead
 from budgetctl.spelling import encode
 
 FENCE = "```"
@@ -64,7 +64,8 @@ class Spans:
         inside: torch.Tensor,
         left: torch.Tensor,
     ) -> torch.Tensor:
-        """Scores [B, V] of rows [B, T] that begin nothing that could not be finished, and finish a fence in time.
+        """Scores [B, V] of rows [B, T] that begin nothing that could not be finished, unless other processors have left
+        nothing else, and finish a fence in time.
 
         Args:
             scores: [B, V] logits.
@@ -76,8 +77,8 @@ class Spans:
         # No character has more than four bytes.
         if not may_hold(rows & (left <= len(self.fence_end) + 4)):
             return scores
-        scores = scores.masked_fill(self.forbidden(rows, inside, left), -torch.inf)
-        return force_tokens(scores, *self.fence_steps(input_ids, inside & rows, left))
+        allowed = scores.masked_fill(self.forbidden(rows, inside, left), -torch.inf)
+        return force_tokens(unless_dead(allowed, scores), *self.fence_steps(input_ids, inside & rows, left))
 
     def fence_steps(
         self, input_ids: torch.Tensor, inside: torch.Tensor, left: torch.Tensor

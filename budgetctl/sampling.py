@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from transformers import LogitsProcessor
 
+from budgetctl.checks import check_temperature, shown
 from budgetctl.errors import BudgetError
 from budgetctl.prefix_hash import mix
 
@@ -22,18 +23,23 @@ class SeededSampler(LogitsProcessor):
         seeds: one integer a row.
         prompt_length: padded width of the prompt in tokens; position 0 is the first new token.
         temperature: > 0.
+
+    Raises:
+        BudgetError: for a temperature or a seed out of range.
     """
 
     supports_continuous_batching = False
 
     def __init__(self, seeds: Sequence[int], prompt_length: int, temperature: float = 1.0) -> None:
-        if not temperature > 0:
-            raise BudgetError(
-                f"temperature={temperature!r}: expected a number > 0; decode greedily without a sampler"
-            )
-        self.seeds = torch.tensor(list(seeds), dtype=torch.int64)
+        self.temperature = check_temperature(temperature)
+        given = list(seeds)
+        for seed in given:
+            if not -(2**63) <= seed < 2**63:
+                raise BudgetError(
+                    f"seed={shown(seed)} is out of range: expected an integer of int64; take a smaller one"
+                )
+        self.seeds = torch.tensor(given, dtype=torch.int64)
         self.prompt_length = prompt_length
-        self.temperature = temperature
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """Logits [B, V] plus Gumbel noise, for prefixes [B, T]."""

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from numbers import Real
 from typing import Any
 
 import torch
 
+from budgetctl.checks import check_strength, shown
 from budgetctl.closing import Boundaries
 from budgetctl.errors import BudgetError
 from budgetctl.forecast import LengthForecast
@@ -40,19 +39,13 @@ class Steering:
     ) -> None:
         if guided_steps not in GUIDED_STEPS:
             raise BudgetError(
-                f"unknown guided_steps {guided_steps!r}: expected one of {', '.join(GUIDED_STEPS)}"
+                f"unknown guided_steps {shown(guided_steps)}: expected one of {', '.join(GUIDED_STEPS)}"
             )
         if strength is None:
             strength = forecast.guidance_strength if forecast is not None else 0.0
-        if (
-            isinstance(strength, bool)
-            or not isinstance(strength, Real)
-            or not 0 <= float(strength) < math.inf
-        ):
-            raise BudgetError(f"guidance_strength={strength!r}: expected a number >= 0; 0 turns steering off")
         self.forecast = forecast
         self.limits = limits
-        self.strength = float(strength)
+        self.strength = check_strength(strength)
         self.guided_steps = guided_steps
         #: What runs a step where the forecast is compiled.
         self.compiled: Callable[..., Any] | None = getattr(forecast, "compiled_step", None)

@@ -37,6 +37,7 @@ _LOG_LIKELY = tl.constexpr(math.log(reference.LIKELY_SHARE))
 _LOG_CLOSE = tl.constexpr(math.log(reference.CLOSE_SHARE))
 _HOPELESS = tl.constexpr(-math.log(reference.HOPELESS_FIT))
 _LEAST_GAP = tl.constexpr(reference.LEAST_GAP)
+_MOST_HALF_PUSH = tl.constexpr(reference.MOST_HALF_PUSH)
 
 
 @triton.jit
@@ -189,6 +190,9 @@ def gamma_guidance_kernel(
         # The close keeps its logit wherever it stands in the ranking; it is written as such below.
         token = tl.where(closing, -1, token)
         rest = tl.minimum(state - best, 0.0) * scale
+        if out.dtype.element_ty == tl.float16:
+            push = tl.minimum(tl.maximum(push, -_MOST_HALF_PUSH), _MOST_HALF_PUSH)
+            rest = tl.maximum(rest, -_MOST_HALF_PUSH)
 
     if part == 0:
         tl.store(state_fit + index, state)

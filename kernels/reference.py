@@ -33,6 +33,8 @@ CLOSE_SHARE = 0.5
 HOPELESS_FIT = 0.05
 #: log P of an interval's lower end stays this far below that of its upper end, so that an empty one is finite.
 LEAST_GAP = 1e-6
+#: Most that a float16 logit is changed by; larger types hold every push.
+MOST_HALF_PUSH = 16_000.0
 
 
 def gamma_guidance(
@@ -64,6 +66,8 @@ def gamma_guidance(
         closing_ids,
         (temperature * strength).to(work),
     )
+    if logits.dtype == torch.float16:
+        push, rest = push.clamp(-MOST_HALF_PUSH, MOST_HALF_PUSH), rest.clamp(min=-MOST_HALF_PUSH)
     state_fit = fit[:, 0].masked_fill(((action == int(Action.LEAVE)) | forced).squeeze(1), 0.0)
 
     ids = torch.cat([candidate_ids, closing_ids], 1)

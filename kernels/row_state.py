@@ -24,6 +24,10 @@ class Action(IntEnum):
 #: Columns of the packed rows; the tokens that close the thought follow from ``CLOSING`` on.
 ACTION, LEFT, LOWER, TEMPERATURE, STRENGTH, FORCED, CLOSING = range(7)
 
+#: Temperatures and strengths are taken as if they lay in these bounds, so that float32 holds what is computed of them.
+#: Beyond, a distribution is greedy, uniform, or decided by guidance alone.
+LEAST_TEMPERATURE, MOST_TEMPERATURE, MOST_STRENGTH = 1e-30, 1e20, 1e6
+
 
 def pack_rows(
     action: torch.Tensor,
@@ -41,8 +45,9 @@ def pack_rows(
         action: [B] integers, values of :class:`Action`.
         left: [B] thinking tokens left, the close not counted; below 0 counts as 0.
         closing_ids: [B, c] tokens that close (or go on closing) the thought, c >= 1; a token may stand there twice.
-        strength: guidance strength s >= 0, a number or [B].
-        temperature: of the sampling that follows, > 0, a number or [B].
+        strength: guidance strength s >= 0, a number or [B]; at most ``MOST_STRENGTH`` counts.
+        temperature: of the sampling that follows, > 0, a number or [B]; ``LEAST_TEMPERATURE`` to ``MOST_TEMPERATURE``
+            count.
         lower: [B] the thought is to be longer than this many more tokens and its close; -1 for no such aim.
         forced_ids: [B] the only token of a row that is forced.
 
@@ -59,14 +64,20 @@ def pack_rows(
         ACTION: action,
         LEFT: left,
         LOWER: -1 if lower is None else lower,
-        TEMPERATURE: temperature,
-        STRENGTH: strength,
+        TEMPERATURE: _bounded(temperature, LEAST_TEMPERATURE, MOST_TEMPERATURE),
+        STRENGTH: _bounded(strength, 0.0, MOST_STRENGTH),
         FORCED: closing_ids[:, 0] if forced_ids is None else forced_ids,
     }
     for column, values in columns.items():
         rows[:, column] = values
     rows[:, CLOSING:] = closing_ids
     return rows
+
+
+def _bounded(values: float | torch.Tensor, least: float, most: float) -> float | torch.Tensor:
+    if isinstance(values, torch.Tensor):
+        return values.clamp(least, most)
+    return min(max(values, least), most)
 
 
 @dataclass(frozen=True)

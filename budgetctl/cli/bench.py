@@ -99,6 +99,14 @@ def guidance(
         if reasoner:
             makers.append(lambda: model_subject(_reasoner(place, half), "embedded reasoner"))
         if model is not None:
+            if not Path(model).is_dir() and (model.startswith((".", "/", "~")) or model.count("/") > 1):
+                raise BudgetctlError(
+                    f"no model at {model!r}: expected a directory or a hub id; correct --model"
+                )
+            if gguf_file is not None and Path(model).is_dir() and not (Path(model) / gguf_file).is_file():
+                raise BudgetctlError(
+                    f"no {gguf_file!r} in {model}: expected a GGUF file; correct --gguf-file"
+                )
             makers.append(lambda: model_subject(_model(model, gguf_file, place, half), Path(model).name))
         makers += [lambda name=name: shaped(name, place, half) for name in shape or []]
         makers += [lambda size=size: logits_alone(size, place, HIDDEN) for size in vocabs]
@@ -165,7 +173,14 @@ def _reasoner(place: Any, dtype: Any) -> Any:
 
 
 def _model(path: str, gguf_file: str | None, place: Any, dtype: Any) -> Any:
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
     more = {} if gguf_file is None else {"gguf_file": gguf_file}
-    return AutoModelForCausalLM.from_pretrained(path, dtype=dtype, **more).to(place).eval()
+    try:
+        return AutoModelForCausalLM.from_pretrained(path, dtype=dtype, **more).to(place).eval()
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise BudgetctlError(
+            f"model {path!r} cannot be loaded ({' '.join(str(error).split())}): expected a directory or hub id of a "
+            "causal language model; correct --model or --gguf-file"
+        ) from error

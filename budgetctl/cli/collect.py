@@ -46,6 +46,9 @@ def collect(
             raise BudgetctlError(
                 f"temperature={temperature:g}: expected a number > 0, since lengths must vary; use that of later use"
             )
+        from budgetctl.checks import check_temperature
+
+        check_temperature(temperature)
         texts = _collect_prompts(prompts, questions, split, seed)
         from budgetctl.cli import load
         from budgetctl.cli.answer import render_prompts

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from budgetctl.budget import ThinkingBudget, resolve_reserve
+from budgetctl.checks import check_strength, check_temperature
 from budgetctl.early_exit import EarlyExit
 from budgetctl.errors import BudgetctlError, BudgetError, DelimiterError
 from budgetctl.extension import Extension
@@ -58,14 +58,14 @@ class Settings:
     def __post_init__(self) -> None:
         # A close has at least one token.
         resolve_reserve(self.answer_reserve, self.max_new_tokens, 1)
-        advice = {
-            "guidance_strength": "0 turns steering off",
-            "temperature": "0 decodes greedily",
-        }
-        for name, what in advice.items():
-            value = getattr(self, name)
-            if value is not None and not (math.isfinite(value) and value >= 0):
-                raise BudgetError(f"{name}={value!r}: expected a number >= 0; {what}")
+        if self.guidance_strength is not None:
+            check_strength(self.guidance_strength)
+        if self.temperature:
+            if not self.temperature > 0:
+                raise BudgetError(
+                    f"temperature={self.temperature!r}: expected a number >= 0; 0 decodes greedily"
+                )
+            check_temperature(self.temperature)
         if self.guided_steps is not None and self.guided_steps not in GUIDED_STEPS:
             raise BudgetError(
                 f"unknown guided_steps {self.guided_steps!r}: expected one of {', '.join(GUIDED_STEPS)}"

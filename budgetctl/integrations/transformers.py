@@ -18,6 +18,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from budgetctl.checks import shown
 from budgetctl.closing import Boundaries, with_transition
 from budgetctl.controller import BudgetController
 from budgetctl.delimiters import ThinkingDelimiters, find_delimiters
@@ -30,11 +31,11 @@ from budgetctl.integrations import batching_support as batching
 from budgetctl.integrations.callback import OnReport, ReportCallback
 from budgetctl.integrations.kv_hooks import KV_KNOBS, begin_cache, keep_attention
 from budgetctl.integrations.wrapping import unwrap
+from budgetctl.phrases import phrase_ids
 from budgetctl.predictors.artifact import PredictorArtifact, check_model, load_predictor
 from budgetctl.predictors.calibrate import level_for
 from budgetctl.predictors.hidden_state import LogitsHiddenState, recovery_error
 from budgetctl.raw_logits import RawLogits
-from budgetctl.spelling import encode
 from budgetctl.structured import KeepAlive
 from budgetctl.telemetry import ThoughtReport, report_sequences
 from budgetctl.trial_answer import AnswerTexts
@@ -115,7 +116,8 @@ class Installation:
         if transition is not None:
             delimiters = with_transition(delimiters, self.tokenizer, transition)
         settings: dict[str, Any] = {name: getattr(config, name, None) for name in batching.REQUEST_KNOBS}
-        settings["max_new_tokens"] = None if config.max_length is None else config.max_length - prompt_length
+        length = config.max_length
+        settings["max_new_tokens"] = None if length is None else max(length - prompt_length, 0)
         settings["temperature"] = config.temperature if sampled and config.temperature else 1.0
         settings["greedy"] = not sampled
         controller = BudgetController(
@@ -123,7 +125,7 @@ class Installation:
             forecast=self.forecast,
             boundaries=self.boundaries,
             prompt_length=prompt_length,
-            extension=self._extension(config),
+            extension=self._extension(config, delimiters),
             early_exit=self._early_exit(config, delimiters),
             guidance_strength=getattr(config, "guidance_strength", None),
             guided_steps=getattr(config, "guided_steps", None) or "every",
@@ -140,16 +142,16 @@ class Installation:
         self._texts = probe.texts  # the vocabulary is read once
         return probe
 
-    def _extension(self, config: GenerationConfig) -> Extension | None:
+    def _extension(self, config: GenerationConfig, delimiters: ThinkingDelimiters) -> Extension | None:
         limit, phrase = (getattr(config, name, None) for name in ("max_extensions", "extension_phrase"))
         if limit is None:
             if phrase is not None:
                 raise BudgetError(
-                    f"extension_phrase={phrase!r} is never written: expected max_extensions too; give it or drop the phrase"
+                    f"extension_phrase={shown(phrase)} is never written: expected max_extensions too; give it or drop the phrase"
                 )
             return None
         text = EXTENSION_PHRASE if phrase is None else phrase
-        return Extension(encode(self.tokenizer, text), limit)
+        return Extension(phrase_ids(self.tokenizer, delimiters, text, "extension_phrase"), limit)
 
 
 def install(

@@ -229,6 +229,9 @@ def test_the_command(tmp_path: Path) -> None:
         (["--no-reasoner"], "nothing to time"),
         (["--gguf-file", "a.gguf"], "--gguf-file"),
         (["--shape", "gpt-9"], "--shape"),
+        (["--model", "/no/such"], "no model at '/no/such'"),
+        (["--model", "tests", "--gguf-file", "a.gguf"], "no 'a.gguf' in tests"),
+        (["--model", "tests", "--no-reasoner"], "model 'tests' cannot be loaded"),
     ],
 )
 def test_bad_options(options: list[str], named: str) -> None:

@@ -28,7 +28,7 @@ from budgetctl.kernels.gamma_guidance import (
 )
 from budgetctl.kernels.log_gamma_cdf import log_gamma_cdf
 from budgetctl.kernels.log_gamma_cdf_triton import log_gamma_cdf_kernel
-from budgetctl.kernels.row_state import LEFT
+from budgetctl.kernels.row_state import CLOSING, LEFT, LOWER
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = torch.device("cpu" if INTERPRETED else "cuda")
@@ -159,6 +159,24 @@ def test_kernel_equals_the_reference(
     assert ((fit.double() - expected_fit).abs() / (1 + expected_fit.abs())).max() < digits
     untouched = (rows[:, 0] == Action.LEAVE) | (rows[:, 0] == Action.EVALUATE)
     assert torch.equal(new[untouched].view(torch.uint8), kept[untouched].view(torch.uint8))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("strength", [2.0, 1e300])
+@pytest.mark.parametrize("temperature", [1e-300, 1e-6, 1.0, 1e300])
+def test_finite_at_any_strength_and_temperature(
+    temperature: float, strength: float, dtype: torch.dtype
+) -> None:
+    logits, features, head, scores, ids, rows = make(6, 300, 17, 2, 24, 5, dtype=dtype, interval=True)
+    bounded = pack_rows(
+        *(rows[:, at] for at in (0, LEFT)), rows[:, CLOSING:], strength=strength, temperature=temperature
+    )
+    bounded[:, LOWER] = rows[:, LOWER]
+    for exact in (True, False):
+        found, fit = _launch(logits, features, head, scores, ids, bounded, True, exact, None)
+        assert fit.isfinite().all()
+        unforced = bounded[:, 0] != Action.FORCE
+        assert torch.equal(found.isfinite()[unforced], logits.isfinite()[unforced])
 
 
 def test_negative_zeros_of_untouched_rows_stay() -> None:

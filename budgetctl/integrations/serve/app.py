@@ -44,7 +44,7 @@ def build_app(engine: Engine) -> FastAPI:
     async def chat_completions(request: Request) -> Response:
         try:
             body = await request.json()
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise RequestError(f"the body is no JSON ({error}): expected a chat completion") from None
         asked = read_request(body)
         exchange = Exchange(engine, asked)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import time
 from collections.abc import AsyncGenerator
 from typing import Any
-
-from jinja2 import TemplateError
 
 from budgetctl.errors import BudgetError
 from budgetctl.integrations.serve.engine import Engine, Sampling
@@ -153,15 +152,23 @@ class Exchange:
 
 def _encode(engine: Engine, asked: ChatRequest) -> list[int]:
     messages = [message.for_template() for message in asked.messages]
-    try:
-        encoded = engine.tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, return_dict=True, **(asked.chat_template_kwargs or {})
+    variables = asked.chat_template_kwargs or {}
+    render = engine.tokenizer.apply_chat_template
+    own = [name for name in variables if name in inspect.signature(render).parameters]
+    if own:
+        raise RequestError(
+            f"chat_template_kwargs.{own[0]} is not for a client to set: expected variables of the chat template; drop it",
+            "chat_template_kwargs",
         )
-    except (TemplateError, TypeError, ValueError) as error:
+    try:
+        encoded = render(messages, add_generation_prompt=True, return_dict=True, **variables)
+    except Exception as error:  # a template can raise anything
         field = "messages" if asked.chat_template_kwargs is None else "chat_template_kwargs"
         reason = " ".join(str(error).split())
         raise RequestError(
             f"{field} cannot be put into the chat template ({reason}): expected what this model's template takes",
             field,
         ) from None
+    if not encoded["input_ids"]:
+        raise RequestError("messages have no tokens: expected at least one; write something", "messages")
     return list(encoded["input_ids"])

@@ -6,6 +6,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from budgetctl.checks import check_temperature, shown
+from budgetctl.errors import BudgetctlError
+
 #: Fields that set a knob, in the order in which a message about them is looked for; the first name is budgetctl's.
 KNOB_FIELDS: dict[str, tuple[str, ...]] = {
     "min_thinking_tokens": ("min_thinking_tokens",),
@@ -94,6 +97,14 @@ class ChatRequest(BaseModel):
     user: str | None = None
     metadata: dict[str, Any] | None = None
 
+    @field_validator("temperature")
+    @classmethod
+    def in_range(cls, value: float | None) -> float | None:
+        """0 takes the most likely token."""
+        if value:
+            check_temperature(value)
+        return value
+
     @field_validator("stop", mode="before")
     @classmethod
     def check_stop(cls, value: object) -> object:
@@ -161,12 +172,21 @@ def read_request(body: object) -> ChatRequest:
         return ChatRequest.model_validate(body)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
+        where = ".".join(str(part) for part in first["loc"]) or "the body"
         if first["type"] == "extra_forbidden":
             known = ", ".join(ChatRequest.model_fields)
             message = f"{where} is unknown or not supported: expected one of {known}; drop it"
         elif first["type"] == "missing":
             message = f"{where} is missing: expected a value; give it"
+        elif isinstance(cause := first.get("ctx", {}).get("error"), BudgetctlError):
+            message = str(cause)
         else:
-            message = f"{where}={first['input']!r} is refused: {first['msg']}"
-        raise RequestError(message, str(first["loc"][0])) from None
+            message = (
+                f"{where}={shown(first['input'])} is refused: {first['msg'].removeprefix('Value error, ')}"
+            )
+        raise RequestError(_valid(message), _valid(str(first["loc"][0])) if first["loc"] else None) from None
+
+
+def _valid(text: str) -> str:
+    """Without halves of characters that JSON may hold and UTF-8 may not."""
+    return text.encode("utf-8", "backslashreplace").decode()

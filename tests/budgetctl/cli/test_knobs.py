@@ -27,14 +27,26 @@ def results(result: Any) -> list[dict[str, Any]]:
         (["--transition-phrase", "</think>"], "holds a marker of the thought"),
         (["--early-exit", '{"answer_prompt": "<think>"}'], "holds a marker of the thought"),
         (
+            ["--transition-phrase", "x <|im_end|>"],
+            "transition_phrase='x <|im_end|>' holds an end-of-sequence",
+        ),
+        (["--max-extensions", "1", "--extension-phrase", "</think>"], "extension_phrase='</think>' holds"),
+        (["--max-extensions", "1", "--extension-phrase", "<|im_end|>"], "end-of-sequence token"),
+        (["--early-exit", '{"turn": "</think>"}'], "early_exit turn='</think>' holds a marker"),
+        (["--thinking-budget", "9223372036854775808"], "thinking_budget=9223372036854775808 is out of range"),
+        (["--min-thinking-tokens", "1" + "0" * 400], "min_thinking_tokens=1000"),
+        (["--max-new-tokens", "9223372036854775808"], "max_new_tokens=9223372036854775808 is out of range"),
+        (["--guidance-strength", "1e400"], "guidance_strength=inf: expected a number >= 0"),
+        (["--temperature", "1e-40"], "temperature=1e-40: expected a number > 0"),
+        (["--temperature", "1e400"], "temperature=inf: expected a number"),
+        (["--max-extensions", "9223372036854775808"], "max_extensions=9223372036854775808"),
+        (
             ["--max-new-tokens", "9", "--answer-reserve", "7", "--transition-phrase", "So it is."],
             "is more than max_new_tokens=9",
         ),
     ],
 )
-def test_what_only_the_tokenizer_shows_is_refused_in_one_line_too(
-    run: Run, arguments: list[str], said: str
-) -> None:
+def test_phrases_and_numbers_are_refused_in_one_line_too(run: Run, arguments: list[str], said: str) -> None:
     result = run("generate", "x", *arguments)
     assert (result.exit_code, result.stdout) == (2, "")
     (line,) = result.stderr.splitlines()

@@ -319,6 +319,27 @@ def test_template_arguments(client: openai.OpenAI) -> None:
         ({"thinkingbudget": 3}, "thinkingbudget", "unknown"),
         ({"temperature": -1}, "temperature", "temperature=-1"),
         ({"temperature": "hot"}, "temperature", "temperature='hot'"),
+        ({"temperature": 1e-300}, "temperature", "temperature=1e-300: expected a number > 0"),
+        (
+            {"thinking_budget": 2**63},
+            "thinking_budget",
+            "thinking_budget=9223372036854775808 is out of range",
+        ),
+        ({"min_thinking_tokens": 10**30}, "min_thinking_tokens", "is out of range"),
+        ({"thinking_target": 10**30}, "thinking_target", "is out of range"),
+        ({"thinking_target": 5, "target_tolerance": 10**30}, "target_tolerance", "is out of range"),
+        ({"target_tolerance": 3}, "target_tolerance", "without a target"),
+        ({"answer_reserve": 10**30}, "answer_reserve", "is out of range"),
+        ({"effort": ["low"]}, "effort", "expected a single value"),
+        ({"max_tokens": 10**30}, "max_tokens", "context of 1024"),
+        ({"top_k": -2}, "top_k", "top_k=-2"),
+        (
+            {"chat_template_kwargs": {"tokenize": False}},
+            "chat_template_kwargs",
+            "tokenize is not for a client",
+        ),
+        ({"chat_template_kwargs": {"chat_template": ""}}, "chat_template_kwargs", "not for a client to set"),
+        ({"chat_template_kwargs": {"messages": []}}, "chat_template_kwargs", "cannot be put into"),
         ({"max_tokens": 0}, "max_tokens", "max_tokens=0"),
         ({"max_tokens": 5000}, "max_tokens", "context of 1024"),
         ({"n": 2}, "n", "n=2"),
@@ -363,10 +384,30 @@ def test_bodies_that_no_client_library_would_send(url: str) -> None:
     nested = {"messages": messages, "extra_body": {"thinking_budget": 2}}
     status, reply = post(url, json.dumps(nested).encode())
     assert (status, reply["budgetctl"]["thinking_budget"]) == (200, 2)
-    for body in (b"{", b"[]", b"\xff"):
+    bodies = (b"{", b"[]", b"\xff", b'{"a":' * 9000, b'{"\\ud800": 1}', b'{"top_k": ' + b"9" * 5000 + b"}")
+    for body in bodies:
         status, reply = post(url, body)
         assert status == 400
         assert reply["error"]["type"] == "invalid_request_error"
+
+
+@pytest.mark.parametrize(
+    ("rendered", "words"),
+    [([], "messages have no tokens: expected at least one"), (ZeroDivisionError("by zero"), r"\(by zero\)")],
+)
+def test_a_prompt_that_cannot_be_read_is_refused_before_it_reaches_the_model(
+    rendered: Any, words: str
+) -> None:
+    def render(messages: Any, **options: Any) -> dict[str, list[int]]:
+        if isinstance(rendered, Exception):
+            raise rendered
+        return {"input_ids": rendered}
+
+    engine: Any = SimpleNamespace(name=NAME, tokenizer=SimpleNamespace(apply_chat_template=render))
+    with pytest.raises(RequestError, match=words) as caught:
+        Exchange(engine, read_request({"messages": [{"role": "user", "content": "?"}]}))
+    assert caught.value.status == 400
+    assert caught.value.body["error"]["param"] == "messages"
 
 
 def test_models_and_health(client: openai.OpenAI, url: str) -> None:

@@ -201,3 +201,32 @@ def test_a_peft_model(model: Any, tokenizer: Any, inputs: Any, artifact: Any, wr
     found.uninstall()
     peft.generate(**inputs)
     assert "_get_logits_processor" not in vars(model)
+
+
+class Only(LogitsProcessor):
+    """Bans all tokens but one."""
+
+    def __init__(self, token: int) -> None:
+        self.token = token
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        assert (scores > -torch.inf).any(1).all()
+        kept = torch.arange(scores.shape[1]) == self.token
+        return scores.masked_fill(~kept, -torch.inf)
+
+
+@pytest.mark.parametrize("knobs", [{"min_thinking_tokens": 6}, {"thinking_budget": 3}], ids=str)
+@pytest.mark.parametrize("text", ["</think>", "<|im_end|>", "<think>", "a"])
+@pytest.mark.parametrize("before", [True, False])
+def test_a_processor_that_leaves_one_token(
+    model: Any, tokenizer: Any, inputs: Any, before: bool, text: str, knobs: dict[str, int]
+) -> None:
+    """Sampling from a row without a token would end the call with an error."""
+    installation = install(model, tokenizer)
+    (token,) = tokenizer.encode(text, add_special_tokens=False)
+    asked: dict[str, Any] = {"logits_processor": [Only(token)]}
+    if before:  # transformers puts its own processors first
+        asked = {"prefix_allowed_tokens_fn": lambda row, ids: [token]}
+    sequences = model.generate(**inputs, **knobs, **asked, max_new_tokens=12)
+    reports = installation.reports(sequences)
+    assert all(report.thinking_tokens <= knobs.get("thinking_budget", 12) for report in reports)

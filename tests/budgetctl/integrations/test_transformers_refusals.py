@@ -15,7 +15,8 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from budgetctl.errors import BudgetctlError, BudgetError, PredictorError
+from budgetctl.checks import shown
+from budgetctl.errors import BudgetctlError, BudgetError, DelimiterError, PredictorError
 from budgetctl.integrations import batching_support
 from budgetctl.integrations import transformers as integration
 from budgetctl.integrations.transformers import install
@@ -53,8 +54,25 @@ def forwards(model: Qwen3ForCausalLM) -> Iterator[list[int]]:
         ({"guidance_strength": -1.0}, "guidance_strength"),
         ({"guidance_strength": float("nan")}, "guidance_strength"),
         ({"guided_steps": "some"}, "guided_steps"),
+        ({"thinking_budget": 2**63}, "thinking_budget=9223372036854775808 is out of range"),
+        ({"min_thinking_tokens": [3, 10**30]}, "min_thinking_tokens=1000000000000000000000000000000 is"),
+        ({"thinking_target": 10**400}, "thinking_target=10+[.]{3} is out of range"),
+        ({"thinking_target": 9, "target_tolerance": 10**5000}, "target_tolerance=int of thousands of digits"),
+        ({"answer_reserve": 10**30}, "answer_reserve"),
+        ({"max_extensions": 10**30}, "max_extensions"),
+        ({"guidance_strength": 10**400}, "guidance_strength"),
+        ({"effort": 10**400}, "out of range"),
+        ({"thinking_budget": 4, "temperature": 1e-40}, "temperature=1e-40: expected a number > 0"),
+        ({"early_exit": {"every": 10**30}}, "early_exit every"),
+        ({"early_exit": {"answer_prompt": "x</think>"}}, "early_exit answer_prompt=.* holds a marker"),
+        ({"early_exit": {"turn": "<|im_end|>"}}, "early_exit turn=.* holds an end-of-sequence token"),
+        ({"max_extensions": 1, "extension_phrase": "</think>"}, "extension_phrase=.* holds a marker"),
+        ({"max_extensions": 1, "extension_phrase": "<think>"}, "extension_phrase=.* holds a marker"),
+        ({"max_extensions": 1, "extension_phrase": "<|im_end|>"}, "extension_phrase=.* end-of-sequence"),
+        ({"max_extensions": 1, "extension_phrase": 5}, "extension_phrase=5 is no text"),
+        ({"extension_phrase": "Hm"}, "extension_phrase='Hm' is never written"),
     ],
-    ids=str,
+    ids=shown,
 )
 def test_refused_before_the_model_runs(
     model: Any, tokenizer: Any, inputs: Any, forwards: list[int], knobs: dict[str, object], words: str
@@ -62,10 +80,36 @@ def test_refused_before_the_model_runs(
     install(model, tokenizer)
     with pytest.raises(BudgetError, match=words) as error:
         model.generate(**inputs, **knobs)
+    assert len(str(error.value)) < 400
     assert "\n" not in str(error.value)
     assert not forwards
     model.generate(**inputs, thinking_budget=1, max_new_tokens=4)
     assert forwards
+
+
+@pytest.mark.parametrize("phrase", ["</think>", "x<think>", "Done.<|im_end|>", " ", 5, ["a"]], ids=repr)
+def test_a_transition_that_is_no_phrase(
+    model: Any, tokenizer: Any, inputs: Any, forwards: list[int], phrase: Any
+) -> None:
+    install(model, tokenizer)
+    with pytest.raises(DelimiterError, match=r"^transition_phrase="):
+        model.generate(**inputs, thinking_budget=4, transition_phrase=phrase)
+    assert not forwards
+
+
+def test_an_end_of_sequence_of_the_call_counts(
+    model: Any, tokenizer: Any, inputs: Any, forwards: list[int]
+) -> None:
+    """The markers were found when the model had another."""
+    install(model, tokenizer)
+    end = tokenizer.encode("!", add_special_tokens=False)
+    model.generate(**inputs, thinking_budget=4, max_extensions=1, extension_phrase="Hm!", max_new_tokens=2)
+    del forwards[:]
+    with pytest.raises(BudgetError, match="extension_phrase='Hm!' holds an end-of-sequence token"):
+        model.generate(
+            **inputs, thinking_budget=4, max_extensions=1, extension_phrase="Hm!", eos_token_id=end
+        )
+    assert not forwards
 
 
 def test_continuous_batching_of_an_early_transformers(
