@@ -55,11 +55,12 @@ class Graphed:
         cache = subject.cache
         if not isinstance(cache, BudgetCache) or cache.get_seq_length() < setting.slots:
             return None
-        layer = cache.layers[0]
+        filled = [layer for layer in cache.layers if layer.is_initialized]
         with step.ready():
-            while layer.queued:
+            while any(layer.queued for layer in filled):
                 step()
-        return cls(step, layer.interval)
+        # A call is one layer's, a step is all layers'.
+        return cls(step, filled[0].interval * getattr(step, "layers", 1))
 
     @contextmanager
     def ready(self) -> Iterator[None]:

@@ -184,12 +184,13 @@ class AttentionCall:
 
     Args:
         drawn: of the cache's shape.
-        subject: of one layer, without hooks.
+        subject: without hooks.
         setting: of the subject.
+        layers: of the subject, which the calls go through one after the other.
     """
 
-    def __init__(self, drawn: Drawn, subject: Subject, setting: Setting) -> None:
-        self.subject = subject
+    def __init__(self, drawn: Drawn, subject: Subject, setting: Setting, layers: int = 1) -> None:
+        self.subject, self.layers, self._layer = subject, layers, -1
         self._query, self._key, self._value = (
             drawn.normal(heads, 1) for heads in (drawn.query_heads, drawn.heads, drawn.heads)
         )
@@ -213,6 +214,7 @@ class AttentionCall:
         from transformers import AttentionInterface
 
         attend = AttentionInterface()[self.subject.implementation]
-        key, value = self.subject.cache.update(self._key, self._value, 0)
+        self._layer = (self._layer + 1) % self.layers
+        key, value = self.subject.cache.update(self._key, self._value, self._layer)
         output: torch.Tensor = attend(self._module, self._query, key, value, self._mask)[0]
         return output
