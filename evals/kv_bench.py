@@ -21,7 +21,7 @@ from budgetctl.errors import BudgetctlError
 from budgetctl.evals.kv_bytes import CacheShape, bandwidth_of, least_bytes
 from budgetctl.evals.kv_fill import Drawn
 from budgetctl.evals.kv_graphs import Graphed
-from budgetctl.evals.kv_subjects import FULL, STATIC, AttentionCall, Decoder, Setting, Subject, make
+from budgetctl.evals.kv_subjects import FULL, KVPRESS, STATIC, AttentionCall, Decoder, Setting, Subject, make
 
 #: Steps of a run, and steps before the first that are not counted.
 RUN, WARM = 16, 4
@@ -49,7 +49,7 @@ class Timing:
         ratio: of the time to DynamicCache's; None without one.
         low: end of the ratio's 95 % interval.
         high: other end.
-        allocated: bytes of the cache, of all layers or of the one.
+        allocated: bytes of the cache before the timed steps, of all layers or of the one.
         moved: bytes a step that the cache's kind moves, counted; all layers, or the one.
         least: bytes a step that have to be moved for the tokens that are held; likewise.
         least_ms: milliseconds that ``least`` takes at the bandwidth of the device; None where that is not known.
@@ -98,14 +98,17 @@ def cpu_clock() -> Callable[[], float]:
     return time.process_time if torch.get_num_threads() == 1 else time.perf_counter
 
 
-def take_turns(steps: Sequence[Any], device: torch.device, *, runs: int, seconds: float) -> list[list[float]]:
-    """Milliseconds of each run of :data:`RUN` steps, by subject; ends after ``runs`` or about ``seconds``, two at least.
+def take_turns(
+    steps: Sequence[Any], device: torch.device, *, runs: int, seconds: float, least: int = 2
+) -> list[list[float]]:
+    """Milliseconds of each run of :data:`RUN` steps, by subject; ends after ``runs`` or about ``seconds``.
 
     Args:
         steps: callables with a ``ready`` that makes a context.
         device: to wait for.
         runs: most runs of each.
         seconds: of all.
+        least: fewest runs of each.
     """
     found: list[list[float]] = [[] for _ in steps]
     for step in steps:
@@ -118,7 +121,7 @@ def take_turns(steps: Sequence[Any], device: torch.device, *, runs: int, seconds
         for i in order:
             with steps[i].ready():
                 found[i].append(run_ms(steps[i], RUN, device))
-        if turn > 0 and time.perf_counter() > until:
+        if turn + 1 >= least and time.perf_counter() > until:
             break
     return found
 
@@ -193,8 +196,11 @@ def bench(
             else Decoder(model, subject, setting)
             for subject in subjects
         ]
+        # A compression of kvpress has to be among what is timed.
+        pressed = any(subject.name.startswith(KVPRESS) for subject in subjects)
+        least = min(setting.interval // RUN, setting.runs) if pressed else 2
         try:
-            times = take_turns(steps, device, runs=setting.runs, seconds=seconds)
+            times = take_turns(steps, device, runs=setting.runs, seconds=seconds, least=max(least, 2))
         except torch.cuda.OutOfMemoryError:
             left(f"{where}: left out, the device's memory is full")
             times = []
@@ -212,6 +218,7 @@ def bench(
                     left(f"{where}: {subject.name} as a CUDA graph left out, {str(error).splitlines()[0]}")
                     continue
                 captured = replace(subject, name=f"{subject.name}, CUDA graph")
+                captured.allocated = subject.allocated
                 yield from _timings(name, kind, setting, drawn, [captured], one, None, layers, bandwidth)
         del subjects, steps
         gc.collect()

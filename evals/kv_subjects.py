@@ -63,6 +63,7 @@ class Subject:
         held: tokens a row that attention looks at.
         moved: bytes that a step moves because of the cache, by :mod:`budgetctl.evals.kv_bytes`.
         hooks: what has to be on the model while it steps.
+        allocated: bytes of the cache before the first timed step.
     """
 
     name: str
@@ -71,11 +72,10 @@ class Subject:
     held: int
     moved: float
     hooks: Callable[[Any], AbstractContextManager[object]] = field(default=lambda model: nullcontext())
+    allocated: int = field(init=False)
 
-    @property
-    def allocated(self) -> int:
-        """Bytes of the cache."""
-        return allocated_bytes(self.cache)
+    def __post_init__(self) -> None:
+        self.allocated = allocated_bytes(self.cache)
 
 
 def make(name: str, drawn: Drawn, setting: Setting, *, layers: int | None = None) -> Subject:

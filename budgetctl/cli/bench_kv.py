@@ -118,7 +118,9 @@ def kv(
         if reasoner:
             makers.append(("embedded reasoner", None, lambda: reasoner_model(place, dtype)))
         if model is not None:
-            makers.append((Path(model).name, None, lambda: model_from(model, gguf_file, place, dtype)))
+            makers.append(
+                (Path(gguf_file or model).stem, None, lambda: model_from(model, gguf_file, place, dtype))
+            )
         for name in shape or []:
             config = shape_config(name)
             makers.append((name, config, lambda config=config: shaped_model(config, place, dtype)))
