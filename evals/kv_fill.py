@@ -117,7 +117,7 @@ def fill(layer: BudgetLayer, drawn: Drawn, tokens: int, prompt: int = PROMPT) ->
     state.prompts.fill_(prompt)
     layer.cumulative_length, layer.generating = tokens, True
     layer.evicted_at = tokens if tokens > capacity else 0
-    layer.in_order = tokens <= capacity
+    layer.late.in_order = tokens <= capacity
 
 
 def allocated_bytes(cache: Any) -> int:

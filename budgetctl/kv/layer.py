@@ -9,15 +9,14 @@ from transformers.cache_utils import CacheLayerMixin
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from budgetctl.errors import CacheError
-from budgetctl.kernels.host_reads import may_look
 from budgetctl.kernels.kv_decode import decode_step
 from budgetctl.kernels.kv_reference import pick_victims
 from budgetctl.kernels.kv_state import Protection, SlotState
-from budgetctl.kv import roomy
 from budgetctl.kv.answer import make_room
 from budgetctl.kv.blocks import attend_with_slots, enter
 from budgetctl.kv.policies import Policy
 from budgetctl.kv.resize import resized
+from budgetctl.kv.roomy import Late
 from budgetctl.kv.shared import Shared
 
 
@@ -62,34 +61,22 @@ class BudgetLayer(CacheLayerMixin):
         self.rows, self.answer_overflow, self.sums_evicted = rows, answer_overflow, evicted
         self.shared = shared or Shared()
         self._state: SlotState | None = None
-        self._late: list[torch.Tensor] = []  # queries of steps that `roomy.catch_up` has to make up for
-        self._scale = 1.0
+        self.late = Late()
         self.reset()
 
     @property
     def state(self) -> SlotState | None:
         """The slots, all steps done; None before the first token."""
-        if self._late and self._state is not None:
-            queries, self._late = self._late, []
-            roomy.catch_up(
-                self._state,
-                queries,
-                self.policy,
-                end=self.cumulative_length,
-                ahead=self.queued,
-                scale=self._scale,
-            )
+        self.late.settle(self, self._state)
         return self._state
 
     @state.setter
     def state(self, state: SlotState | None) -> None:
-        self._state, self._late = state, []
+        self._state = state
 
     def reset(self) -> None:
         """Forget every token; the memory stays."""
-        self._late = []
-        self.in_order = True  # whether token i of each row is in column i of each head
-        self.in_sequence = False  # whether the queue names the columns that follow
+        self.late = Late()
         self.cumulative_length = 0  # columns of the batch that have been seen, padding included
         self.evicted_at = 0  # columns after which a token may have been evicted; 0 for none
         self.queued = 0  # entries of the queue that are left
@@ -187,8 +174,8 @@ class BudgetLayer(CacheLayerMixin):
             [B, q, G H, E].
         """
         self.waiting = False
-        if mask is None and query.shape[2] == 1 and self._has_room(scale):
-            return self._roomy_step(module, query, key, value, scale)
+        if mask is None and self.late.has_room(self, self._state, query, scale):
+            return self.late.step(self, self._state, module, query, key, value, scale)
         assert self.state is not None
         batch, count = query.shape[0], query.shape[2]
         width = min(self.cumulative_length, self.state.widest)
@@ -199,8 +186,8 @@ class BudgetLayer(CacheLayerMixin):
             query, key, value = (t.flatten(0, 1)[None] for t in (query, key, value))
             mask = None if mask is None else self.by_head(mask[:, 0])
         real = None if mask is None else mask.diagonal(dim1=2, dim2=3)
-        if real is not None and self.in_order:
-            self.in_order = may_look(real.device) and bool(real.all())
+        if real is not None:
+            self.late.saw(real)
         if count == 1 and self.cumulative_length:
             found = self._step(query, key, value, None if real is None else real[:, :, 0], scale)
             return found.view(batch, -1, found.shape[2])[:, None]
@@ -214,7 +201,7 @@ class BudgetLayer(CacheLayerMixin):
             self.prompt_before = self.state.prompts.clone()
             self.state.prompts.copy_(self.state.lengths + real.sum(2))
         enter(query, key, value, real, self.state, self.policy, self.protection, scale=scale, width=width)
-        self._seen(count)
+        self.seen(count)
         self.queued = 0
         return output
 
@@ -228,45 +215,6 @@ class BudgetLayer(CacheLayerMixin):
         """[B, H, ...] of what the state has by head."""
         return heads if self.rows is None else heads[0].unflatten(0, (self.rows, self.row_heads))
 
-    def _has_room(self, scale: float) -> bool:
-        """Whether the next step, of no padding, can be one of ``roomy``."""
-        state = self._state
-        if (
-            state is None
-            or not self.in_order
-            or not self.cumulative_length
-            or not may_look(state.keys.device)
-        ):
-            return False
-        if self.rows is not None or not state.uniform or self.policy.window is not None:
-            return False
-        if self._late and scale != self._scale:
-            return False
-        # Victims are named at the same steps as ever, whichever way the steps between are done.
-        return self.in_sequence if self.queued else self.cumulative_length + self.interval <= state.widest
-
-    def _roomy_step(
-        self,
-        module: torch.nn.Module,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        scale: float,
-    ) -> torch.Tensor:
-        assert self._state is not None
-        if len(self._late) == roomy.MOST_BEHIND:
-            assert self.state is not None  # catches up
-        if not self.queued:
-            self.queued, self.in_sequence = self.interval, True
-        output = roomy.step(
-            module, query, key, value, self._state, column=self.cumulative_length, scale=scale
-        )
-        self.generating, self._scale = True, scale
-        self._late.append(query)
-        self._seen(1)
-        self.queued -= 1
-        return output
-
     def _step(
         self,
         query: torch.Tensor,
@@ -278,7 +226,7 @@ class BudgetLayer(CacheLayerMixin):
         assert self.state is not None
         self.generating = True
         if self.queued == 0:
-            self.in_sequence = False
+            self.late.in_sequence = False
             self.shared.refill(self)
         rule = self.policy.rule
         if self.policy.window is not None and rule != "none":
@@ -286,7 +234,7 @@ class BudgetLayer(CacheLayerMixin):
                 self.state.importance.zero_()
             elif self.queued > self.policy.window:
                 rule = "none"
-        self._seen(1)
+        self.seen(1)
         self.queued -= 1
         return decode_step(
             query[:, :, 0],
@@ -302,7 +250,8 @@ class BudgetLayer(CacheLayerMixin):
             scratch=self.shared.scratch(self.state, query.shape[1] // key.shape[1]),
         )
 
-    def _seen(self, count: int) -> None:
+    def seen(self, count: int) -> None:
+        """Count ``count`` more columns."""
         self.cumulative_length += count
         if self.cumulative_length > min(self.capacities):
             self.evicted_at = self.cumulative_length
@@ -329,7 +278,7 @@ class BudgetLayer(CacheLayerMixin):
             self.answer_from = self.cumulative_length
         make_room(state, by_head, reserve, self.policy.scores(state), self.protection)
         self.evicted_at = self.cumulative_length
-        self.in_order = False
+        self.late.in_order = False
         if self.queued:
             # Other rows keep the victims that they have been given.
             at = self.interval - self.queued
@@ -349,7 +298,7 @@ class BudgetLayer(CacheLayerMixin):
             if min(capacities) < held:
                 self.evicted_at = self.cumulative_length
             self.state = resized(self.state, capacities, self.policy.scores(self.state), self.protection)
-            self.in_order = False
+            self.late.in_order = False
         self.capacities, self.queued = capacities, 0
 
     def get_seq_length(self) -> int:
