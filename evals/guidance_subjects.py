@@ -124,8 +124,8 @@ def model_subject(model: Any, name: str) -> Subject:
     )
 
 
-def shaped(name: str, device: torch.device, dtype: torch.dtype, vocab: int = QWEN3_VOCAB) -> Subject:
-    """A Qwen3 of the shapes that ``name`` has, with random weights; nothing is downloaded.
+def shape_config(name: str, vocab: int = QWEN3_VOCAB) -> Qwen3Config:
+    """The configuration of a Qwen3 of the shapes that ``name`` has.
 
     Raises:
         BudgetctlError: for a name that is none of ``SHAPES``.
@@ -133,7 +133,7 @@ def shaped(name: str, device: torch.device, dtype: torch.dtype, vocab: int = QWE
     if name not in SHAPES:
         raise BudgetctlError(f"unknown shape {name!r}: expected one of {', '.join(SHAPES)}")
     hidden, layers, heads, kv_heads, width, tied = SHAPES[name]
-    config = Qwen3Config(
+    return Qwen3Config(
         vocab_size=vocab,
         hidden_size=hidden,
         num_hidden_layers=layers,
@@ -143,10 +143,22 @@ def shaped(name: str, device: torch.device, dtype: torch.dtype, vocab: int = QWE
         head_dim=128,
         tie_word_embeddings=tied,
     )
+
+
+def shaped_model(config: Qwen3Config, device: torch.device, dtype: torch.dtype) -> Any:
+    """A model of random weights; nothing is downloaded."""
     torch.manual_seed(0)
     with torch.device(device):
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
-    return model_subject(model, name)
+        return AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
+
+
+def shaped(name: str, device: torch.device, dtype: torch.dtype, vocab: int = QWEN3_VOCAB) -> Subject:
+    """A Qwen3 of the shapes that ``name`` has, with random weights.
+
+    Raises:
+        BudgetctlError: for a name that is none of ``SHAPES``.
+    """
+    return model_subject(shaped_model(shape_config(name, vocab), device, dtype), name)
 
 
 def decode_step(subject: Subject, batch: int, context: int) -> Callable[[], object]:

@@ -166,6 +166,19 @@ def order(ranked: torch.Tensor, age: torch.Tensor) -> torch.Tensor:
     return by_age.gather(2, ranked.gather(2, by_age).argsort(dim=2, stable=True))
 
 
+def first_to_go(ranked: torch.Tensor, age: torch.Tensor, count: int) -> torch.Tensor:
+    """[B, H, count] int64, the first columns of :func:`order`, without sorting them all.
+
+    A float32 has the bits of an integer that is in the same order, but for the sign; with the age below them one number
+    stands for both.
+    """
+    if ranked.dtype != torch.float32 or count > ranked.shape[2] // 8:
+        return order(ranked, age)[:, :, :count]
+    bits = (ranked + 0.0).view(torch.int32)  # no negative zero
+    bits = bits ^ ((bits >> 31) & torch.iinfo(torch.int32).max)
+    return ((bits.long() << 32) | age).topk(count, 2, largest=False).indices
+
+
 def pick_victims(
     state: SlotState,
     scores: torch.Tensor | None,
@@ -194,7 +207,7 @@ def pick_victims(
         lowest = ranked == ranked.amin(2, keepdim=True)
         chosen = age.masked_fill(~lowest, torch.iinfo(torch.int32).max).argmin(2, keepdim=True)
     else:
-        chosen = order(ranked, age)[:, :, :count]
+        chosen = first_to_go(ranked, age, count)
     return state.slots(chosen).int()
 
 

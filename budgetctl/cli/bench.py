@@ -1,4 +1,7 @@
-"""``budgetctl bench guidance``: what steering costs beside the decode step, next to other ways of holding a budget."""
+"""``budgetctl bench guidance``: what steering costs beside the decode step, next to other ways of holding a budget.
+
+``budgetctl bench kv`` is in :mod:`budgetctl.cli.bench_kv`.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from budgetctl.cli import bench_kv
+from budgetctl.cli.bench_subjects import check_model, model_from, numbers, reasoner_model
 from budgetctl.cli.options import Device, Json
 from budgetctl.cli.render import clean_stdout, emit_json, err, out
 from budgetctl.errors import BudgetctlError
@@ -63,7 +68,7 @@ def guidance(
     as_json: Json = False,
 ) -> None:
     """Milliseconds a step, and per cent of the decode step: hard cut, guidance, controller, other designs."""
-    batches, vocabs = _numbers("--batch", batch), _numbers("--vocab", vocab) if vocab else []
+    batches, vocabs = numbers("--batch", batch), numbers("--vocab", vocab) if vocab else []
     if vocabs and min(vocabs) <= HIDDEN:
         raise BudgetctlError(
             f"--vocab {vocab!r}: expected more than {HIDDEN} tokens, the width of the states that the logits come from"
@@ -97,17 +102,10 @@ def guidance(
         half = torch.bfloat16 if place.type == "cuda" else torch.float32
         makers: list[Any] = []
         if reasoner:
-            makers.append(lambda: model_subject(_reasoner(place, half), "embedded reasoner"))
+            makers.append(lambda: model_subject(reasoner_model(place, half), "embedded reasoner"))
         if model is not None:
-            if not Path(model).is_dir() and (model.startswith((".", "/", "~")) or model.count("/") > 1):
-                raise BudgetctlError(
-                    f"no model at {model!r}: expected a directory or a hub id; correct --model"
-                )
-            if gguf_file is not None and Path(model).is_dir() and not (Path(model) / gguf_file).is_file():
-                raise BudgetctlError(
-                    f"no {gguf_file!r} in {model}: expected a GGUF file; correct --gguf-file"
-                )
-            makers.append(lambda: model_subject(_model(model, gguf_file, place, half), Path(model).name))
+            check_model(model, gguf_file)
+            makers.append(lambda: model_subject(model_from(model, gguf_file, place, half), Path(model).name))
         makers += [lambda name=name: shaped(name, place, half) for name in shape or []]
         makers += [lambda size=size: logits_alone(size, place, HIDDEN) for size in vocabs]
         timings: list[Timing] = []
@@ -156,31 +154,4 @@ def guidance(
     out().print(f"{where}\n\n{guidance_report.tables(timings)}", markup=False, soft_wrap=True)
 
 
-def _numbers(name: str, text: str) -> list[int]:
-    try:
-        found = [int(part) for part in text.split(",")]
-    except ValueError:
-        found = []
-    if not found or min(found) < 1:
-        raise BudgetctlError(f"{name} {text!r}: expected whole numbers >= 1, separated by commas")
-    return found
-
-
-def _reasoner(place: Any, dtype: Any) -> Any:
-    from budgetctl.reasoner.load import load_reasoner
-
-    return load_reasoner(place, dtype)[0]
-
-
-def _model(path: str, gguf_file: str | None, place: Any, dtype: Any) -> Any:
-    from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM
-
-    more = {} if gguf_file is None else {"gguf_file": gguf_file}
-    try:
-        return AutoModelForCausalLM.from_pretrained(path, dtype=dtype, **more).to(place).eval()
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
-        raise BudgetctlError(
-            f"model {path!r} cannot be loaded ({' '.join(str(error).split())}): expected a directory or hub id of a "
-            "causal language model; correct --model or --gguf-file"
-        ) from error
+app.command("kv")(bench_kv.kv)

@@ -15,6 +15,7 @@ from budgetctl.kv.answer import make_room
 from budgetctl.kv.blocks import attend_with_slots, enter
 from budgetctl.kv.policies import Policy
 from budgetctl.kv.resize import resized
+from budgetctl.kv.roomy import Late
 from budgetctl.kv.rows import Rows
 from budgetctl.kv.shared import Shared
 
@@ -58,12 +59,24 @@ class BudgetLayer(Rows):
         self.capacities, self.policy, self.protection = capacities, policy, protection
         self.interval = policy.interval
         self.rows, self.answer_overflow, self.sums_evicted = rows, answer_overflow, evicted
-        self.state: SlotState | None = None
         self.shared = shared or Shared()
+        self._state: SlotState | None = None
+        self.late = Late()
         self.reset()
+
+    @property
+    def state(self) -> SlotState | None:
+        """The slots, all steps done; None before the first token."""
+        self.late.settle(self, self._state)
+        return self._state
+
+    @state.setter
+    def state(self, state: SlotState | None) -> None:
+        self._state = state
 
     def reset(self) -> None:
         """Forget every token; the memory stays."""
+        self.late = Late()
         self.cumulative_length = 0  # columns of the batch that have been seen, padding included
         self.evicted_at = 0  # columns after which a token may have been evicted; 0 for none
         self.queued = 0  # entries of the queue that are left
@@ -77,9 +90,9 @@ class BudgetLayer(Rows):
     @property
     def batch(self) -> int:
         """Rows; -1 before the first token."""
-        if self.state is None:
+        if self._state is None:
             return -1
-        return len(self.state.keys) if self.rows is None else self.rows
+        return len(self._state.keys) if self.rows is None else self.rows
 
     @property
     def row_heads(self) -> int:
@@ -125,7 +138,7 @@ class BudgetLayer(Rows):
                 "keys of the step before never reached the budget's attention: expected attn_implementation='budget_kv'; "
                 "call model.set_attn_implementation('budget_kv') before generating with a BudgetCache"
             )
-        if self.state is None:
+        if self._state is None:
             self.lazy_initialization(key_states, value_states)
         self._check_batch(key_states.shape[0], self.batch)
         self.waiting = True
@@ -160,8 +173,10 @@ class BudgetLayer(Rows):
         Returns:
             [B, q, G H, E].
         """
-        assert self.state is not None
         self.waiting = False
+        if mask is None and self.late.has_room(self, self._state, query, scale):
+            return self.late.step(self, self._state, module, query, key, value, scale)
+        assert self.state is not None
         batch, count = query.shape[0], query.shape[2]
         width = min(self.cumulative_length, self.state.widest)
         output = None
@@ -171,6 +186,8 @@ class BudgetLayer(Rows):
             query, key, value = (t.flatten(0, 1)[None] for t in (query, key, value))
             mask = None if mask is None else self.by_head(mask[:, 0])
         real = None if mask is None else mask.diagonal(dim1=2, dim2=3)
+        if real is not None:
+            self.late.saw(real)
         if count == 1 and self.cumulative_length:
             found = self._step(query, key, value, None if real is None else real[:, :, 0], scale)
             return found.view(batch, -1, found.shape[2])[:, None]
@@ -184,7 +201,7 @@ class BudgetLayer(Rows):
             self.prompt_before = self.state.prompts.clone()
             self.state.prompts.copy_(self.state.lengths + real.sum(2))
         enter(query, key, value, real, self.state, self.policy, self.protection, scale=scale, width=width)
-        self._seen(count)
+        self.seen(count)
         self.queued = 0
         return output
 
@@ -209,6 +226,7 @@ class BudgetLayer(Rows):
         assert self.state is not None
         self.generating = True
         if self.queued == 0:
+            self.late.in_sequence = False
             self.shared.refill(self)
         rule = self.policy.rule
         if self.policy.window is not None and rule != "none":
@@ -216,7 +234,7 @@ class BudgetLayer(Rows):
                 self.state.importance.zero_()
             elif self.queued > self.policy.window:
                 rule = "none"
-        self._seen(1)
+        self.seen(1)
         self.queued -= 1
         return decode_step(
             query[:, :, 0],
@@ -232,7 +250,8 @@ class BudgetLayer(Rows):
             scratch=self.shared.scratch(self.state, query.shape[1] // key.shape[1]),
         )
 
-    def _seen(self, count: int) -> None:
+    def seen(self, count: int) -> None:
+        """Count ``count`` more columns."""
         self.cumulative_length += count
         if self.cumulative_length > min(self.capacities):
             self.evicted_at = self.cumulative_length
@@ -259,6 +278,7 @@ class BudgetLayer(Rows):
             self.answer_from = self.cumulative_length
         make_room(state, by_head, reserve, self.policy.scores(state), self.protection)
         self.evicted_at = self.cumulative_length
+        self.late.in_order = False
         if self.queued:
             # Other rows keep the victims that they have been given.
             at = self.interval - self.queued
@@ -278,6 +298,7 @@ class BudgetLayer(Rows):
             if min(capacities) < held:
                 self.evicted_at = self.cumulative_length
             self.state = resized(self.state, capacities, self.policy.scores(self.state), self.protection)
+            self.late.in_order = False
         self.capacities, self.queued = capacities, 0
 
     def get_seq_length(self) -> int:

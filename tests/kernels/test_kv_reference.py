@@ -7,9 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from budgetctl.errors import KernelError
-from budgetctl.kernels.kv_reference import decode_step, pick_victims
+from budgetctl.kernels.kv_reference import decode_step, first_to_go, order, pick_victims
 from budgetctl.kernels.kv_state import NO_ANSWER, Protection, SlotState
 from tests.kv_simulator import RowSimulator
 
@@ -169,6 +171,19 @@ def test_empty_slots_first_then_lowest_then_oldest() -> None:
     state.positions[0, [2, 7]] = torch.tensor([0, 1], dtype=torch.int32)
     state.importance[0, [2, 7]] = 0.5
     assert pick_victims(state, None, protection, count=1).tolist() == [[[5]]]
+
+
+RANKS = st.sampled_from([-torch.inf, torch.inf, 0.0, -0.0, 1e-40, -1e-40, 0.3, 1.5, -2.0, -1e30])
+
+
+@given(
+    ranks=st.lists(RANKS, min_size=8, max_size=60), seed=st.integers(0, 99), share=st.sampled_from([1, 2, 8])
+)
+def test_the_first_to_go_are_those_of_the_whole_order(ranks: list[float], seed: int, share: int) -> None:
+    age = torch.randperm(len(ranks), generator=torch.Generator().manual_seed(seed)).int()[None, None]
+    ranked, count = torch.tensor([[ranks]]), len(ranks) // share
+    assert torch.equal(first_to_go(ranked, age, count), order(ranked, age)[:, :, :count])
+    assert torch.equal(first_to_go(ranked.double(), age, count), order(ranked.double(), age)[:, :, :count])
 
 
 def test_padding_takes_no_slot() -> None:
