@@ -202,6 +202,8 @@ def tempered_sum(scores: torch.Tensor, temperature: float | torch.Tensor) -> tor
 
     The highest logit is taken out first: over a small temperature it may leave the range of the dtype.
     """
+    if isinstance(temperature, int | float) and temperature == 1:
+        return scores.logsumexp(1, keepdim=True)
     highest = scores.amax(1, keepdim=True)
     base = highest.clamp(min=torch.finfo(scores.dtype).min)  # nothing but -inf stays -inf
     return base + temperature * ((scores - base) / temperature).logsumexp(1, keepdim=True)

@@ -24,7 +24,7 @@ What the controller promises, checked in every way of decoding by [`tests/confor
 - an answer that a grammar binds is of the grammar
 - {greedy} write the same tokens as greedy decoding
 
-In every case but those without a cap, the unlimited model breaks the limit at least once, or the cell fails. Rows alone have the tokens that they have in a batch ({batches}). A dash: {skipped}. One more test compiles the forward pass with inductor.
+In every case but those without a cap, the unlimited model breaks the limit at least once, or the cell fails. Rows alone have the tokens that they have in a batch ({batches}). A dash: {skipped}. A budget of -1, a fraction or a word is refused in every mode. One more test compiles the forward pass with inductor.
 
 This table is written by the run itself: `pytest tests/conformance -n 0 --write-conformance`.
 

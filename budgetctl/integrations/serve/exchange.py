@@ -10,7 +10,7 @@ from typing import Any
 
 from budgetctl.errors import BudgetError
 from budgetctl.integrations.serve.engine import Engine, Sampling
-from budgetctl.integrations.serve.schema import ChatRequest, RequestError
+from budgetctl.integrations.serve.schema import FIELDS, ChatRequest, RequestError
 from budgetctl.integrations.serve.splitter import ThoughtSplitter, ThoughtText
 from budgetctl.integrations.serve.stop import StopCutter
 
@@ -158,6 +158,15 @@ def _encode(engine: Engine, asked: ChatRequest) -> list[int]:
     if own:
         raise RequestError(
             f"chat_template_kwargs.{own[0]} is not for a client to set: expected variables of the chat template; drop it",
+            "chat_template_kwargs",
+        )
+    # Some templates write a budget or an effort into the prompt; elsewhere it would be lost without a word.
+    template = str(getattr(engine.tokenizer, "chat_template", ""))
+    lost = [name for name in variables if name in FIELDS and name not in template]
+    if lost:
+        raise RequestError(
+            f"chat_template_kwargs.{lost[0]} is no variable of this chat template: expected {lost[0]} beside messages; "
+            "move it there",
             "chat_template_kwargs",
         )
     try:

@@ -18,8 +18,8 @@ KNOB_FIELDS: dict[str, tuple[str, ...]] = {
     "thinking_budget": ("thinking_budget", "thinking_token_budget"),
     "effort": ("effort", "reasoning_effort"),
 }
-
-
+#: All their names.
+FIELDS = frozenset(name for names in KNOB_FIELDS.values() for name in names)
 #: Stop sequences of one request, as in OpenAI's interface.
 MOST_STOPS = 4
 
@@ -136,6 +136,8 @@ class ChatRequest(BaseModel):
         found: dict[str, Any] = {}
         for knob, names in KNOB_FIELDS.items():
             given = {name: value for name in names if (value := getattr(self, name)) is not None}
+            if list(given.items()) == [("thinking_token_budget", -1)]:
+                continue  # vLLM's word for no limit
             values = list(given.values())
             if len(values) == 2 and values[0] != values[1]:
                 first, second = given

@@ -205,6 +205,16 @@ def test_sampled_requests_hold_their_budgets(client: openai.OpenAI) -> None:
         assert "<think>" not in reply.choices[0].message.content
 
 
+def test_no_limit_as_vllm_says_it(client: openai.OpenAI, plain: Installation) -> None:
+    reply = ask(client, 7, extra_body={"thinking_token_budget": -1})
+    wanted = expected(plain, QUESTIONS[1], {})
+    assert reply.choices[0].message.reasoning_content == wanted.thought
+    assert reply.budgetctl["thinking_budget"] is None
+    for fields in ({"thinking_budget": -1}, {"thinking_budget": 5, "thinking_token_budget": -1}):
+        with pytest.raises(openai.BadRequestError):
+            ask(client, 7, extra_body=fields)
+
+
 def test_the_limit_of_new_tokens(client: openai.OpenAI, plain: Installation) -> None:
     reply = ask(client, 7, max_tokens=3)
     assert reply.choices[0].finish_reason == "length"
@@ -340,6 +350,11 @@ def test_template_arguments(client: openai.OpenAI) -> None:
         ),
         ({"chat_template_kwargs": {"chat_template": ""}}, "chat_template_kwargs", "not for a client to set"),
         ({"chat_template_kwargs": {"messages": []}}, "chat_template_kwargs", "cannot be put into"),
+        (
+            {"chat_template_kwargs": {"thinking_budget": 5}},
+            "chat_template_kwargs",
+            "beside messages; move it",
+        ),
         ({"max_tokens": 0}, "max_tokens", "max_tokens=0"),
         ({"max_tokens": 5000}, "max_tokens", "context of 1024"),
         ({"n": 2}, "n", "n=2"),
