@@ -30,6 +30,7 @@ GIB = 2**30
 #: the processor because it has just read them.
 OUT_OF_CACHE = 256 * 2**20
 RESAMPLES = 2000
+CAPTURE_FAILED = "as a CUDA graph left out"
 Left = Callable[[str], None]
 
 
@@ -215,7 +216,8 @@ def bench(
                         continue
                     one = take_turns([again], device, runs=max(setting.runs // 2, 1), seconds=seconds)
                 except RuntimeError as error:
-                    left(f"{where}: {subject.name} as a CUDA graph left out, {str(error).splitlines()[0]}")
+                    told = (str(error).splitlines() or [""])[0]
+                    left(f"{where}: {subject.name} {CAPTURE_FAILED}, {told}")
                     continue
                 captured = replace(subject, name=f"{subject.name}, CUDA graph")
                 captured.allocated = subject.allocated

@@ -19,10 +19,9 @@ import typer
 from rich.console import Console
 from transformers import Qwen3Config
 
-from budgetctl.errors import BudgetctlError
 from budgetctl.evals import kv_gpu_checks
 from budgetctl.evals.guidance_subjects import shape_config, shaped_model
-from budgetctl.evals.kv_bench import RUN, WARM, Timing, bench
+from budgetctl.evals.kv_bench import CAPTURE_FAILED, RUN, WARM, Timing, bench
 from budgetctl.evals.kv_report import markdown
 from budgetctl.evals.kv_subjects import FULL, KVPRESS, STATIC, Setting, kvpress_missing
 from budgetctl.evals.output import write_text
@@ -70,8 +69,9 @@ class Report:
         start = time.perf_counter()
         try:
             result = run()
-        except (RuntimeError, BudgetctlError) as error:
-            result = {"failed": f"{type(error).__name__}: {str(error).splitlines()[0]}"}
+        except Exception as error:  # whatever it is, the other parts may still be had
+            told = (str(error).splitlines() or [""])[0]
+            result = {"failed": f"{type(error).__name__}: {told}"}
         self.found[name] = {"seconds": round(time.perf_counter() - start, 1), "result": result}
         self.write()
 
@@ -122,6 +122,7 @@ def times(
         if missing:
             report.left(missing)
     begun = len(report.timings)
+    graphs = True
     for setting in settings:
         if report.late:
             report.left(f"{kind}, {setting.batch} rows, {setting.tokens} tokens: the time was up")
@@ -139,10 +140,12 @@ def times(
             seconds=seconds,
             most_bytes=SHARE * free,
             left=report.left,
-            graphs=True,
+            graphs=graphs,
         )
         for timing in found:
             report.timings.append(timing)
+        # A capture that failed fails again, and may leave the device in disorder.
+        graphs = not any(CAPTURE_FAILED in why for why in report.found["left_out"])
         report.write()
     return {"timings": len(report.timings) - begun}
 
