@@ -12,7 +12,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from budgetctl.errors import TrainingError
 from budgetctl.training.checkpointed import CheckpointedState
-from budgetctl.training.rewards.effort import RunningMeans
+from budgetctl.training.running_means import RunningMeans
 
 
 class Line(torch.nn.Module):

@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 
 from budgetctl.errors import TrainingError
 from budgetctl.training.rewards.accuracy import AccuracyReward
-from budgetctl.training.rewards.effort import EffortReward, RunningMeans, effort_reward
+from budgetctl.training.rewards.effort import EffortReward, effort_reward
 from budgetctl.training.rewards.mode_length import ModeLengthReward
+from budgetctl.training.running_means import RunningMeans
 
 Write = Callable[..., list[int]]
 
