@@ -55,13 +55,13 @@ class PassRates:
 
 
 class KnapsackSampler(Sampler[int]):
-    """Indices of a data set, those of a generation batch repeated by :func:`allocate`, each prompt's together.
+    """Indices of a dataset, those of a generation batch repeated by :func:`allocate`, each prompt's together.
 
     Every batch has the same number of prompts and of rollouts, so that steps, processes and schedules are as with equal
     groups. Takes the place of TRL's ``RepeatSampler``.
 
     Args:
-        questions: question id of each row of the data set; a question may stand in several rows.
+        questions: question id of each row of the dataset; a question may stand in several rows.
         rates: pass rates, the same on all processes.
         prompts: prompts of a generation batch.
         rollouts: rollouts of a generation batch over all processes.

@@ -1,7 +1,7 @@
-"""Whether an answer is right: the embedded family, reasoning-gym by data set, mathematics, plain text.
+"""Whether an answer is right: the embedded family, reasoning-gym by dataset, mathematics, plain text.
 
 A row of tasks names its verifier by the beginning of its ``task`` column (``training/tasks.py``):
-``embedded/<family>``, ``reasoning-gym/<data set>``; any other task is compared by math-verify, and as text where the
+``embedded/<family>``, ``reasoning-gym/<dataset>``; any other task is compared by math-verify, and as text where the
 reference answer is no mathematics.
 """
 
@@ -12,6 +12,7 @@ import logging
 import re
 import threading
 from functools import lru_cache
+from importlib.util import find_spec
 from typing import Any
 
 from budgetctl.errors import TrainingError
@@ -53,7 +54,8 @@ def is_correct(text: str, answer: str, task: str = "", entry: str = "") -> bool:
 
 @lru_cache(maxsize=128)
 def gym_dataset(name: str, seed: int, size: int, config: str) -> Any:
-    """A data set of reasoning-gym, made again from its settings (``config`` is JSON); its items follow from the seed."""
+    """A dataset of reasoning-gym, made again from its settings (``config`` is JSON); its items follow from the seed."""
+    require_package("reasoning_gym")
     import reasoning_gym
 
     return reasoning_gym.create_dataset(name, seed=seed, size=size, **json.loads(config))
@@ -67,10 +69,22 @@ def _score_reasoning_gym(text: str, name: str, entry: str) -> float:
     except (ValueError, KeyError, TypeError):
         raise TrainingError(
             f"entry {entry[:60]!r} of task {REASONING_GYM + name!r}: expected JSON with seed, size, index and config; "
-            "make the data set with training.tasks"
+            "make the dataset with training.tasks"
         ) from None
     dataset = gym_dataset(name, seed, size, config)
     return float(dataset.score_answer(final_answer(text), dataset[index]))
+
+
+def require_package(name: str) -> None:
+    """Check that an optional package is there.
+
+    Raises:
+        TrainingError: it is not.
+    """
+    if find_spec(name) is None:
+        raise TrainingError(
+            f"{name} is not installed: expected it for these answers; pip install 'budgetctl-llm[evals]'"
+        )
 
 
 def final_answer(text: str) -> str:

@@ -44,7 +44,7 @@ class AccuracyReward:
         """Whether each completion is right, None without a reference.
 
         Raises:
-            TrainingError: the data set has no answer column.
+            TrainingError: the dataset has no answer column.
         """
         answers = column(columns, self.answer_column, self.__name__)
         tasks = columns.get("task") or [""] * len(parts)

@@ -1,4 +1,4 @@
-"""The data set columns that rewards read, and rows that are spread over processes."""
+"""The dataset columns that rewards read, and rows that are spread over processes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from budgetctl.errors import TrainingError
 
 
 class Reward(Protocol):
-    """A reward function as TRL calls it, that says which columns of the data set it needs."""
+    """A reward function as TRL calls it, that says which columns of the dataset it needs."""
 
     __name__: str
     columns: tuple[str, ...]
@@ -25,7 +25,7 @@ def column(columns: Mapping[str, Any], name: str, reward: str) -> list[Any]:
     """Values of one column, one a completion.
 
     Raises:
-        TrainingError: the data set does not have it.
+        TrainingError: the dataset does not have it.
     """
     if name not in columns:
         raise TrainingError(missing(reward, name, columns))
@@ -33,10 +33,10 @@ def column(columns: Mapping[str, Any], name: str, reward: str) -> list[Any]:
 
 
 def require_columns(dataset_columns: Sequence[str], rewards: Iterable[Any]) -> None:
-    """Check, before a model is loaded, that a data set has the columns its rewards read.
+    """Check, before a model is loaded, that a dataset has the columns its rewards read.
 
     Args:
-        dataset_columns: names of the data set's columns.
+        dataset_columns: names of the dataset's columns.
         rewards: reward functions; those without a ``columns`` attribute are taken as they are.
 
     Raises:
@@ -54,7 +54,7 @@ def missing(reward: str, name: str, there: Iterable[str]) -> str:
         ", ".join(sorted(n for n in there if n not in ("trainer_state", "log_extra", "log_metric"))) or "none"
     )
     return (
-        f"reward {reward} needs a column {name!r} and the data set has {known}: expected one value a row; make the data "
+        f"reward {reward} needs a column {name!r} and the dataset has {known}: expected one value a row; make the data "
         "set with budgetctl.training.tasks, or rename the column"
     )
 

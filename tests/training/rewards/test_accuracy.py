@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib.util import find_spec
 
 import pytest
 from transformers import PreTrainedTokenizerFast
@@ -57,6 +58,7 @@ def test_right_wrong_unclosed_and_unscorable(accuracy: AccuracyReward, write: Wr
     assert rewards == [1.0, 0.0, 0.0, None]
 
 
+@pytest.mark.skipif(find_spec("math_verify") is None, reason="math-verify is not installed")
 def test_the_row_chooses_the_verifier(accuracy: AccuracyReward, write: Write) -> None:
     ids = [write(2, "C"), write(2, "C"), write(2, "6/4"), write(2, "about 1.5")]
     rewards = accuracy(
@@ -86,7 +88,7 @@ def test_values_metrics_and_columns_of_the_trainer(reader: CompletionReader, wri
 
 
 def test_a_missing_answer_column_is_named(accuracy: AccuracyReward, write: Write) -> None:
-    with pytest.raises(TrainingError, match=r"needs a column 'answer' and the data set has solution"):
+    with pytest.raises(TrainingError, match=r"needs a column 'answer' and the dataset has solution"):
         accuracy(["q"], [""], [write(1)], solution=["3"], log_metric=print)
     with pytest.raises(TrainingError, match="needs a column 'answer'"):
         require_columns(["prompt", "solution"], [len, accuracy])

@@ -103,7 +103,8 @@ effort, mode = EffortReward(accuracy, memory=3), ModeLengthReward(accuracy)
 calls = [[column[3 * rank : 3 * rank + 3] for column in call] for call in json.loads(sys.argv[1])]
 found = {"effort": [], "mode": []}
 for ids, efforts in calls:
-    options = {"answer": ["3"] * 3, "question_id": ["a"] * 3, "mode": ["low"] * 3, "effort": efforts}
+    options = {"answer": ["3"] * 3, "task": ["embedded/dial"] * 3, "question_id": ["a"] * 3}
+    options |= {"mode": ["low"] * 3, "effort": efforts}
     found["effort"] += effort(["q"] * 3, [""] * 3, ids, **options)
     found["mode"] += mode(["q"] * 3, [""] * 3, ids, **options)
 print("found " + json.dumps(found | {"state": effort.state_dict()}))
@@ -139,7 +140,8 @@ def test_two_processes_agree_with_one(accuracy: AccuracyReward, write: Write) ->
 
     effort, mode = EffortReward(accuracy, memory=3), ModeLengthReward(accuracy)
     for number, (ids, efforts) in enumerate(calls):
-        options = {"answer": ["3"] * 6, "question_id": ["a"] * 6, "mode": ["low"] * 6, "effort": efforts}
+        options = {"answer": ["3"] * 6, "task": ["embedded/dial"] * 6, "question_id": ["a"] * 6}
+        options |= {"mode": ["low"] * 6, "effort": efforts}
         rows = slice(3 * number, 3 * number + 3)
         assert first["effort"][rows] + second["effort"][rows] == effort(["q"] * 6, [""] * 6, ids, **options)
         expected = mode(["q"] * 6, [""] * 6, ids, **options)
