@@ -42,7 +42,7 @@ def test_embedded_questions() -> None:
     first = dataset[0]
     assert first["prompt"][0]["role"] == "user"
     assert not is_correct("Answer: Z99", first["answer"], first["task"])
-    assert embedded_tasks(5, seed=3)["question_id"] == dataset["question_id"][:5]
+    assert list(embedded_tasks(5, seed=3)["question_id"]) == dataset["question_id"][:5]
     assert set(embedded_tasks(9, min_level=7)["difficulty"]) <= {7, 8, 9, 10}
 
 
@@ -87,8 +87,8 @@ def test_files_with_answers(tmp_path: Path) -> None:
         for kind in ("jsonl", "parquet", "csv")
     ]
     assert found[0].to_list() == found[1].to_list() == found[2].to_list()
-    assert found[0]["answer"] == ["1", "2", "3", "4"]
-    assert found[0]["difficulty"] == [0, 1, 2, 3]
+    assert list(found[0]["answer"]) == ["1", "2", "3", "4"]
+    assert list(found[0]["difficulty"]) == [0, 1, 2, 3]
     assert all(judged(found[0]))
     few = load_tasks(str(tmp_path / "q.jsonl"), 2, instruction="", cache_dir=cache)
     assert [row["prompt"][0]["content"] for row in few] == ["What is 0+1?", "What is 1+1?"]
