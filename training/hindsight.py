@@ -99,7 +99,9 @@ def builder(
         "hbpo": partial(opening_rows, budgets=budgets),
     }
     if kind not in makers:
-        raise TrainingError(f"kind {kind!r}: expected modes, {', '.join(makers)}; correct it")
+        raise TrainingError(
+            f"kind {kind!r}: expected {', '.join(makers)}, or modes with budgetctl.training.mode_data; correct it"
+        )
     if kind == "hbpo" and not budgets:
         raise TrainingError("kind 'hbpo' without budgets: expected the budgets in tokens; give --budgets")
 

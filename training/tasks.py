@@ -17,17 +17,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, Features, Value, load_dataset
-from datasets.exceptions import DatasetNotFoundError
+from datasets import Dataset, Features, Value
 
 from budgetctl.errors import TrainingError
 from budgetctl.reasoner.tasks import SPLIT_SEED, take_questions
+from budgetctl.training.sources import read_dataset
 from budgetctl.training.verifiers import EMBEDDED, REASONING_GYM, gym_dataset, require_package
 
 BOXED = "Put the final answer within \\boxed{}."
 QUESTION_COLUMNS = ("prompt", "question", "problem", "instruction")
 ANSWER_COLUMNS = ("answer", "solution", "ground_truth", "final_answer")
-_READERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
 _FEATURES = Features(
     {
         "prompt": [{"role": Value("string"), "content": Value("string")}],
@@ -122,20 +121,7 @@ def answer_tasks(
         TrainingError: the source cannot be read, a column is missing, or math-verify is not installed.
     """
     require_package("math_verify")
-    path = Path(source)
-    reader = _READERS.get(path.suffix)
-    try:
-        loaded = (
-            load_dataset(reader, data_files=str(path), split="train", cache_dir=cache_dir)
-            if reader is not None
-            else load_dataset(str(source), name, split=split, cache_dir=cache_dir)
-        )
-    except (FileNotFoundError, DatasetNotFoundError, ValueError, ConnectionError) as error:
-        why = " ".join(str(error).split())[:200]
-        raise TrainingError(
-            f"{source} cannot be read ({type(error).__name__}: {why}): expected a .jsonl, .parquet or .csv file or a data "
-            "set of the hub; correct it"
-        ) from error
+    loaded = read_dataset(source, name, split, cache_dir)
     question = _pick(loaded.column_names, question_column, QUESTION_COLUMNS, "questions", str(source))
     answer = _pick(loaded.column_names, answer_column, ANSWER_COLUMNS, "answers", str(source))
     if difficulty_column is not None:

@@ -100,7 +100,7 @@ def test_bad_input_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
     app = mode_data.typer.Typer()
     app.command()(mode_data.main)
     for options, message in (
-        (["--kind", "l2"], "kind 'l2': expected modes"),
+        (["--kind", "l2"], "kind 'l2': expected l1-exact"),
         (["--kind", "hbpo"], "give --budgets"),
         (["--tasks", "embedded", "--count", "0"], "0 questions of embedded"),
     ):

@@ -143,7 +143,7 @@ def test_builders_drop_wrong_answers_and_refuse_unknown_kinds(tokenizer: PreTrai
     thoughts = [thought(tokenizer, "77"), thought(tokenizer, "777", answer="Answer: 9")]
     for kind in ("l1-exact", "l1-max", "effort", "hbpo"):
         assert len(builder(kind, [64], 0)(thoughts, tokenizer, is_right)) == 1
-    with pytest.raises(TrainingError, match="expected modes, l1-exact"):
+    with pytest.raises(TrainingError, match="expected l1-exact"):
         builder("l2", [], 0)
     with pytest.raises(TrainingError, match="give --budgets"):
         builder("hbpo", [], 0)
