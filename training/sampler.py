@@ -25,12 +25,12 @@ from budgetctl.prefix_hash import mix
 from budgetctl.sampling import SeededSampler
 
 
-def row_seeds(seed: int, step: int, rows: Sequence[int]) -> list[int]:
-    """One noise seed for each global row of a generation batch, a function of (seed, step, row) alone.
+def row_seeds(seed: int, batch: int, rows: Sequence[int]) -> list[int]:
+    """One noise seed for each global row of a generation batch, a function of (seed, number of the batch, row) alone.
 
     So a row draws the same tokens whichever process holds it, and after a resumed run as in one that went through.
     """
-    start = mix(mix(torch.tensor(seed)) ^ step)
+    start = mix(mix(torch.tensor(seed)) ^ batch)
     return mix(start ^ torch.tensor(list(rows), dtype=torch.int64)).tolist()
 
 

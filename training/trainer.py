@@ -83,7 +83,8 @@ class BudgetGRPOTrainer(NamedSchedule, GRPOTrainer):
         if self.use_vllm or self.use_transformers_continuous_batching:
             self._rollouts, logprobs = self._engine_rollouts(ids, places)
         else:
-            seeds = row_seeds(self.args.seed, self._step, rows)
+            batch = self._step // (self.args.steps_per_generation * self.num_iterations)
+            seeds = row_seeds(self.args.seed, batch, rows)
             with profiling_context(self, "budgetctl.rollouts"), self._generating() as sampler:
                 self._rollouts = self.method.rollouts(sampler, ids, places, seeds, self.group_size)
         return {

@@ -1,27 +1,36 @@
-"""One method's training on the tiny model, for ``accelerate launch``: ``run_method.py METHOD OPTIONS...``."""
+"""Training runs on the tiny model, for ``accelerate launch``: one for each [method, words of its command line] in the
+JSON file that is named."""
 
 from __future__ import annotations
 
+import json
 import sys
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from trl import GRPOConfig, ModelConfig, TrlParser
 
 from budgetctl.training import brpo, elastic, grpo, hbpo
-from budgetctl.training.script import build, train
+from budgetctl.training.script import MethodArguments, build, train
 from tests.training.tiny import reward_by_ids
 
-ARGUMENTS = {
+SCRIPTS: dict[str, type[MethodArguments]] = {
     "grpo": grpo.GRPOArguments,
     "hbpo": hbpo.HBPOArguments,
     "elastic": elastic.ElasticArguments,
     "brpo": brpo.BRPOArguments,
 }
 
-if __name__ == "__main__":
-    for method in sys.argv[1].split(","):
-        classes: Any = (ARGUMENTS[method], GRPOConfig, ModelConfig)
-        options = [word.replace("METHOD", method) for word in sys.argv[2:]]
-        trainer = build(*TrlParser(classes).parse_args_and_config(options))
+
+def run(runs: Sequence[tuple[str, list[str]]]) -> None:
+    """Each in turn, with rewards that are functions of the tokens."""
+    for name, words in runs:
+        classes: Any = (SCRIPTS[name], GRPOConfig, ModelConfig)
+        trainer = build(*TrlParser(classes).parse_args_and_config(words))
         reward_by_ids(trainer)
         train(trainer)
+
+
+if __name__ == "__main__":
+    run(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))

@@ -14,22 +14,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 from trl import GRPOConfig, ModelConfig, TrlParser
 
 from budgetctl.training import brpo, elastic, grpo, hbpo, schedules
-from budgetctl.training.script import MethodArguments, build, main, train
-from tests.training.tiny import OPTIONS, command_line, reward_by_ids
+from budgetctl.training.script import build, main, train
+from tests.training.run_method import SCRIPTS
+from tests.training.tiny import OPTIONS, OWN, command_line, reward_by_ids
 
 RECIPES = Path(__file__).resolve().parents[2] / "training" / "recipes"
-SCRIPTS: dict[str, type[MethodArguments]] = {
-    "grpo": grpo.GRPOArguments,
-    "hbpo": hbpo.HBPOArguments,
-    "elastic": elastic.ElasticArguments,
-    "brpo": brpo.BRPOArguments,
-}
-OWN: dict[str, dict[str, Any]] = {
-    "grpo": {},
-    "hbpo": {"budgets": [8, 16]},
-    "elastic": {"thinking_budget": 4, "answer_budget": 8},
-    "brpo": {"budgets": [3, 6], "summaries": 1, "answer_budget": 8},
-}
 
 
 def words(name: str, model: Path, out: Path, **options: Any) -> list[str]:

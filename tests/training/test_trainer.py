@@ -11,29 +11,22 @@ import torch
 from torch.nn.functional import log_softmax
 from trl import GRPOConfig, GRPOTrainer, ModelConfig, TrlParser
 
-from budgetctl.training import brpo, elastic, grpo, hbpo
 from budgetctl.training.method import per_token
-from budgetctl.training.script import MethodArguments, build
+from budgetctl.training.script import build
 from budgetctl.training.trainer import BudgetGRPOTrainer
-from tests.training.tiny import OPTIONS, command_line, reward_by_ids
+from tests.training.run_method import SCRIPTS
+from tests.training.tiny import OPTIONS, OWN, command_line, reward_by_ids
 
-METHODS: dict[str, tuple[type[MethodArguments], dict[str, Any]]] = {
-    "grpo": (grpo.GRPOArguments, {}),
-    "hbpo": (hbpo.HBPOArguments, {"budgets": [8, 16]}),
-    "elastic": (elastic.ElasticArguments, {"thinking_budget": 4, "answer_budget": 8}),
-    "brpo": (brpo.BRPOArguments, {"budgets": [3, 6], "summaries": 1, "answer_budget": 8}),
-}
 Make = Callable[..., BudgetGRPOTrainer]
 
 
 @pytest.fixture
 def make(tiny: Path, tmp_path: Path) -> Make:
     def made(name: str, **options: Any) -> BudgetGRPOTrainer:
-        arguments, own = METHODS[name]
         words = command_line(
-            {**OPTIONS, "model_name_or_path": tiny, "output_dir": tmp_path / name, **own, **options}
+            {**OPTIONS, "model_name_or_path": tiny, "output_dir": tmp_path / name, **OWN[name], **options}
         )
-        classes: Any = (arguments, GRPOConfig, ModelConfig)
+        classes: Any = (SCRIPTS[name], GRPOConfig, ModelConfig)
         return build(*TrlParser(classes).parse_args_and_config(words))
 
     return made
@@ -46,7 +39,7 @@ def generated(trainer: BudgetGRPOTrainer) -> dict[str, torch.Tensor]:
     return trainer._generate_and_score_completions(rows)
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", SCRIPTS)
 def test_forced_tokens_have_no_advantage_and_no_mask(name: str, make: Make) -> None:
     trainer = make(name)
     batch = generated(trainer)
@@ -81,7 +74,7 @@ def test_no_gradient_flows_through_forced_tokens(
     assert (logps.grad[learned] != 0).all()
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", SCRIPTS)
 def test_the_gradient_is_that_of_the_sampled_tokens(name: str, make: Make) -> None:
     """By a plain forward pass: sum over sampled tokens of advantage x log-probability, over their number."""
     trainer = make(name)
@@ -173,3 +166,27 @@ def test_segments_index_their_advantages() -> None:
     assert per_token(table, segments, sampled).tolist() == [[1, 2, 0, 3], [6, 4, 0, 0]]
     assert per_token(table[:, 0], segments, sampled).tolist() == [[1, 1, 0, 1], [4, 4, 0, 0]]
     assert not per_token(torch.full((2, 3), torch.inf), segments, sampled)[sampled == 0].any()
+
+
+@pytest.mark.parametrize(("name", "repeats"), [("grpo", 4), ("hbpo", 2)])
+def test_engines_of_trl_get_the_opened_prompts(
+    name: str, repeats: int, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = make(name)
+    trainer.use_transformers_continuous_batching = True
+    asked: list[Any] = []
+
+    def engine(prompts: list[list[int]], images: None, fields: dict[str, Any], count: int) -> tuple[Any, Any]:
+        asked.append((prompts, count))
+        return [[40 + row, 4, 50, 2] for row in range(len(prompts))], [[-0.5] * 4 for _ in prompts]
+
+    monkeypatch.setattr(trainer, "_generate_single_turn", engine)
+    batch = generated(trainer)
+    prompts, count = asked[0]
+    assert count == repeats
+    for start in range(0, len(prompts), repeats):
+        assert prompts[start : start + repeats] == [prompts[start]] * repeats
+    assert prompts[0] != prompts[repeats]
+    assert batch["sampling_per_token_logps"].unique().tolist() == [-0.5]
+    assert [r.thinking_tokens for r in trainer._rollouts] == [1] * 8
+    assert (batch["tool_mask"] == 1).all()

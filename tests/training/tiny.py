@@ -26,6 +26,14 @@ OPTIONS: dict[str, Any] = {
     "disable_tqdm": True,
 }
 
+#: Of each method its own.
+OWN: dict[str, dict[str, Any]] = {
+    "grpo": {},
+    "hbpo": {"budgets": [8, 16]},
+    "elastic": {"thinking_budget": 4, "answer_budget": 8},
+    "brpo": {"budgets": [3, 6], "summaries": 1, "answer_budget": 8},
+}
+
 
 def save_tiny_model(folder: Path, tokenizer: PreTrainedTokenizerFast) -> Path:
     """Random weights that often open, close and end: embeddings of the markers point where the state does."""
