@@ -101,18 +101,22 @@ class KnapsackSampler(Sampler[int]):
         self.shuffle, self.seed, self.epoch = shuffle, seed, 0
 
     def set_epoch(self, epoch: int) -> None:
-        """The epoch that is to be drawn next; the trainer's data loader calls it."""
+        """The epoch that is to be drawn next; without a call they follow one another."""
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[int]:
+        epoch, self.epoch = self.epoch, self.epoch + 1
+        return self._draw(epoch)
+
+    def _draw(self, epoch: int) -> Iterator[int]:
         order = list(range(len(self.questions)))
         if self.shuffle:
-            generator = torch.Generator().manual_seed(self.seed + self.epoch)
+            generator = torch.Generator().manual_seed(self.seed + epoch)
             order = torch.randperm(len(order), generator=generator).tolist()
         batches = len(order) // self.prompts
         for number in range(batches):
             rows = order[number * self.prompts : (number + 1) * self.prompts]
-            known = self.rates.before(self.epoch * batches + number, [self.questions[row] for row in rows])
+            known = self.rates.before(epoch * batches + number, [self.questions[row] for row in rows])
             counts = allocate(known, self.rollouts, self.low, self.high)
             repeated = [row for row, count in zip(rows, counts, strict=True) for _ in range(count)]
             for _ in range(self.repeats):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from budgetctl.closing import with_transition
 from budgetctl.delimiters import ThinkingDelimiters, find_delimiters
 from budgetctl.errors import BudgetctlError, TrainingError
 from budgetctl.reasoner.load import WEIGHTS
+from budgetctl.training.checkpointed import CheckpointedState, Stateful
 from budgetctl.training.checks import check_resumable, check_schedule
 from budgetctl.training.completions import CompletionReader
 from budgetctl.training.method import Method
@@ -36,12 +37,18 @@ from budgetctl.training.trainer import BudgetGRPOTrainer
 @dataclass(frozen=True)
 class Plan:
     """A method with what it trains on: reward functions with their weights, and what the saved model's
-    ``generation_config.json`` says of its budgets."""
+    ``generation_config.json`` says of its budgets.
+
+    ``states`` are kept in the checkpoints by their names; ``trainer`` makes the trainer, with the arguments of
+    :class:`BudgetGRPOTrainer`, for a method that needs another one.
+    """
 
     method: Method
     rewards: list[Any]
     weights: list[float]
     settings: dict[str, Any]
+    states: dict[str, Stateful] = field(default_factory=dict)
+    trainer: Callable[..., BudgetGRPOTrainer] = BudgetGRPOTrainer
 
 
 @dataclass
@@ -87,6 +94,10 @@ class MethodArguments(ScriptArguments):
     def check(self, training: GRPOConfig) -> None:
         """Raise a ``BudgetctlError`` for options that cannot work together."""
         raise NotImplementedError
+
+    def prepare(self, questions: Dataset, seed: int) -> Dataset:
+        """The questions as the method asks them; what it draws follows from ``seed``."""
+        return questions
 
     def plan(
         self,
@@ -145,6 +156,8 @@ def build(script: MethodArguments, training: GRPOConfig, model: ModelConfig) -> 
     if script.transition_phrase is not None:
         delimiters = with_transition(delimiters, tokenizer, script.transition_phrase)
     train, test = load_questions(script, training)
+    train = script.prepare(train, training.seed)
+    test = None if test is None else script.prepare(test, training.seed)
     # Methods with budgets open the thought themselves where the template does not.
     accuracy = AccuracyReward(CompletionReader(tokenizer, delimiters, script.opens_thoughts or None))
     limit: Any = training.max_completion_length
@@ -158,7 +171,7 @@ def build(script: MethodArguments, training: GRPOConfig, model: ModelConfig) -> 
         "dtype": model.dtype or "float32",
         **given,
     }
-    trainer = BudgetGRPOTrainer(
+    trainer = plan.trainer(
         method=plan.method,
         round_tokens=script.round_tokens,
         model=name,
@@ -171,6 +184,8 @@ def build(script: MethodArguments, training: GRPOConfig, model: ModelConfig) -> 
         peft_config=get_peft_config(model),
     )
     trainer.use_schedule(script.schedule)
+    if plan.states:
+        trainer.add_callback(CheckpointedState(plan.states))
     for key, value in plan.settings.items():
         setattr(trainer.model.generation_config, key, value)
     return trainer
