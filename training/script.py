@@ -210,6 +210,7 @@ def train(trainer: BudgetGRPOTrainer) -> None:
             )
     trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model(arguments.output_dir)
+    trainer.save_state()
     if trainer.accelerator.is_main_process:
         trainer.accelerator.unwrap_model(trainer.model).generation_config.save_pretrained(
             arguments.output_dir
