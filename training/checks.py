@@ -7,7 +7,7 @@ from itertools import pairwise
 from typing import Any
 
 from budgetctl.errors import BudgetError, TrainingError
-from budgetctl.training.schedules import SHAPES
+from budgetctl.training.schedules import check_shape
 
 
 def check_budgets(name: str, budgets: Sequence[int], limit: int) -> None:
@@ -102,13 +102,11 @@ def check_resumable(training: Any) -> None:
         )
 
 
-def check_schedule(name: str | None) -> None:
-    """A schedule of ``training.schedules``, or None.
+def check_schedule(name: str | None, training: Any) -> None:
+    """A schedule of ``training.schedules`` with parameters that it has (``lr_scheduler_kwargs``), or None.
 
     Raises:
-        TrainingError: for another name.
+        TrainingError: for another name or parameter, or an impossible value.
     """
-    if name is not None and name not in SHAPES:
-        raise TrainingError(
-            f"schedule={name!r}: expected one of {', '.join(SHAPES)}; for those of transformers set lr_scheduler_type"
-        )
+    if name is not None:
+        check_shape(name, training.lr_scheduler_kwargs or {})

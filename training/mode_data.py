@@ -213,10 +213,11 @@ def main(
     batch_size: Annotated[int, typer.Option(help="rows generated at once")] = 32,
     budgets: Annotated[str, typer.Option(help="of kind hbpo, in tokens: 64,128")] = "",
     seed: Annotated[int, typer.Option(help="of questions and draws")] = 0,
-    device: Annotated[str, typer.Option(help="torch device")] = "cpu",
+    device: Annotated[str | None, typer.Option(help="torch device; CUDA where there is one")] = None,
 ) -> None:
     """Make supervised data for budget prompts."""
     console = Console(stderr=True)
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         chosen = [int(budget) for budget in budgets.split(",") if budget.strip()]
         if kind != "modes":

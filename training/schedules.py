@@ -8,7 +8,7 @@ Both start at the peak and end at zero; here they begin after the warm-up and fi
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -64,6 +64,24 @@ def rate_share(
     return floor + (1 - floor) * shape((step - warmup_steps) / (total_steps - warmup_steps))
 
 
+def check_shape(name: str, parameters: Mapping[str, float]) -> None:
+    """Check a schedule's name and parameters, before a model is loaded.
+
+    Raises:
+        TrainingError: unknown name or parameter, or an impossible value.
+    """
+    if name not in SHAPES:
+        raise TrainingError(
+            f"schedule={name!r}: expected one of {', '.join(SHAPES)}; for those of transformers set lr_scheduler_type"
+        )
+    _, parameter, possible, range_text = SHAPES[name]
+    for given, value in parameters.items():
+        if given != parameter:
+            raise TrainingError(f"{name} has no parameter {given!r}: expected {parameter!r}; rename it")
+        if not possible(value):
+            raise TrainingError(f"{given}={value} of {name}: expected a value {range_text}; correct it")
+
+
 def named_schedule(
     name: str,
     optimizer: Optimizer,
@@ -88,17 +106,7 @@ def named_schedule(
     Raises:
         TrainingError: unknown name or parameter, an impossible value, or a warm-up that leaves no step.
     """
-    if name not in SHAPES:
-        raise TrainingError(
-            f"learning-rate schedule {name!r}: expected one of {', '.join(SHAPES)}; for those of transformers set "
-            "lr_scheduler_type"
-        )
-    shape, parameter, possible, range_text = SHAPES[name]
-    for given, value in parameters.items():
-        if given != parameter:
-            raise TrainingError(f"{name} has no parameter {given!r}: expected {parameter!r}; rename it")
-        if not possible(value):
-            raise TrainingError(f"{given}={value} of {name}: expected a value {range_text}; correct it")
+    check_shape(name, parameters)
     if total_steps < 1 or not 0 <= warmup_steps < total_steps:
         raise TrainingError(
             f"{warmup_steps} warm-up steps of {total_steps}: expected fewer than all; lower the warm-up or train longer"
@@ -108,7 +116,7 @@ def named_schedule(
     # A partial of module functions: its state is not saved with the schedule, so a resumed run keeps its own settings.
     factor = partial(
         rate_share,
-        shape=partial(shape, **parameters),
+        shape=partial(SHAPES[name][0], **parameters),
         warmup_steps=warmup_steps,
         total_steps=total_steps,
         floor=floor,
@@ -150,11 +158,8 @@ class NamedSchedule:
         Raises:
             TrainingError: an unknown name.
         """
-        if name is not None and name not in SHAPES:
-            raise TrainingError(
-                f"learning-rate schedule {name!r}: expected one of {', '.join(SHAPES)}; for those of transformers "
-                "set lr_scheduler_type"
-            )
+        if name is not None:
+            check_shape(name, {})
         self.schedule_name = name
 
     def create_scheduler(self, num_training_steps: int, optimizer: Optimizer | None = None) -> Any:

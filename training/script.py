@@ -144,7 +144,7 @@ def build(script: MethodArguments, training: GRPOConfig, model: ModelConfig) -> 
     """
     script.check(training)
     check_resumable(training)
-    check_schedule(script.schedule)
+    check_schedule(script.schedule, training)
     name = model.model_name_or_path or str(WEIGHTS)
     tokenizer = AutoTokenizer.from_pretrained(
         name,

@@ -23,7 +23,7 @@ from budgetctl.training.checks import check_schedule
 from budgetctl.training.hindsight import builder
 from budgetctl.training.schedules import NamedSchedule
 from budgetctl.training.script import train
-from budgetctl.training.sft_data import balanced, tokenize_rows
+from budgetctl.training.sft_data import balanced, joined, tokenize_rows
 from budgetctl.training.sources import read_dataset
 from budgetctl.training.tasks import split_by_question
 from budgetctl.training.teacher import teacher_thoughts
@@ -36,10 +36,10 @@ class SFTArguments:
     Without ``model_name_or_path`` the embedded reasoner is trained.
     """
 
-    data: str | None = field(
-        default=None,
+    data: list[str] = field(
+        default_factory=list,
         metadata={
-            "help": "File or hub id with prompt and completion; written thoughts of the embedded family if left out."
+            "help": "Files or hub ids with prompt and completion, one or more; written thoughts of the embedded family if left out."
         },
     )
     kind: str = field(
@@ -71,8 +71,8 @@ def load_rows(script: SFTArguments, tokenizer: PreTrainedTokenizerBase, seed: in
     Raises:
         BudgetctlError: they cannot be read or made.
     """
-    if script.data is not None:
-        rows = read_dataset(script.data)
+    if script.data:
+        rows = joined([read_dataset(source) for source in script.data])
     else:
         make = builder(script.kind, script.budgets, seed)
         delimiters = find_delimiters(tokenizer)
@@ -93,7 +93,7 @@ def build(script: SFTArguments, training: SFTConfig, model: ModelConfig) -> Warm
     Raises:
         BudgetctlError: saying what does not fit and what to do.
     """
-    check_schedule(script.schedule)
+    check_schedule(script.schedule, training)
     name = model.model_name_or_path or str(WEIGHTS)
     tokenizer = AutoTokenizer.from_pretrained(
         name,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 from datasets import Dataset
@@ -56,6 +57,14 @@ def _example(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> dict[st
     before = tokenizer.encode(prompt, add_special_tokens=False)
     after = tokenizer.encode(row["completion"], add_special_tokens=False)
     return {"input_ids": [*before, *after], "labels": [IGNORE] * len(before) + after}
+
+
+def joined(parts: Sequence[Dataset]) -> Dataset:
+    """Datasets one after the other, such as mode data and the plain data beside it, with the columns common to all."""
+    if len(parts) == 1:
+        return parts[0]
+    common = [name for name in parts[0].column_names if all(name in part.column_names for part in parts)]
+    return Dataset.from_list([{name: row[name] for name in common} for part in parts for row in part])
 
 
 def balanced(rows: Dataset, column: str) -> Dataset:

@@ -22,7 +22,7 @@ from budgetctl.training.completions import CompletionReader
 from budgetctl.training.mode_data import judge
 from budgetctl.training.schedules import rex
 from budgetctl.training.script import train
-from budgetctl.training.sft_data import IGNORE, balanced, tokenize_rows
+from budgetctl.training.sft_data import IGNORE, balanced, joined, tokenize_rows
 from budgetctl.training.teacher import teacher_thoughts
 from budgetctl.training.thinkdial import completion_text
 from tests.training.tiny import command_line
@@ -76,6 +76,15 @@ def test_long_examples_are_left_out_whole(tokenizer: PreTrainedTokenizerFast) ->
     assert (len(examples), dropped) == (1, 1)
     with pytest.raises(TrainingError, match="none of at most max_length=2"):
         tokenize_rows(rows, tokenizer, max_length=2)
+
+
+def test_several_sources_are_joined_by_their_common_columns() -> None:
+    modes = Dataset.from_dict({"prompt": ["a"], "completion": ["b"], "mode": ["low"]})
+    plain = Dataset.from_dict({"completion": ["d", "f"], "prompt": ["c", "e"], "source": ["x", "y"]})
+    assert joined([modes]).to_list() == modes.to_list()
+    assert joined([modes, plain]).to_list() == [
+        {"prompt": prompt, "completion": completion} for prompt, completion in ("ab", "cd", "ef")
+    ]
 
 
 def test_balancing_keeps_as_many_of_each() -> None:
@@ -146,6 +155,8 @@ def test_lora_and_evaluation(tiny: Path, tmp_path: Path) -> None:
     ("options", "message"),
     [
         ({"schedule": "cosine"}, "expected one of rex, uba"),
+        ({"schedule": "rex", "lr_scheduler_kwargs": '{"phi": 2}'}, "rex has no parameter 'phi'"),
+        ({"schedule": "uba", "lr_scheduler_kwargs": '{"phi": 0}'}, "expected a value above 0"),
         ({"kind": "modes"}, "kind 'modes': expected l1-exact"),
         ({"kind": "hbpo"}, "give --budgets"),
         ({"kind": "hbpo", "budgets": [2]}, "no written thought for 8 questions"),
