@@ -74,6 +74,9 @@ def length_table(records: dict[str, dict[int | None, list[Record]]]) -> list[str
         cells = []
         for kept in records.values():
             chosen = [record for record in kept[None] if low <= record.level <= high]
+            if not chosen:
+                cells.append("-")
+                continue
             tokens = bootstrap_mean([record.thinking_tokens for record in chosen], resamples=2000)
             right = np.mean([record.correct for record in chosen])
             cells.append(f"{tokens.mean:.0f} [{tokens.low:.0f}, {tokens.high:.0f}] at {right:.2f}")

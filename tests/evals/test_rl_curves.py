@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from budgetctl.evals import rl_curves, rl_warm_up
 from budgetctl.evals.rl_curves import accuracy_table, draw, learning_curve, length_table, smooth
 from budgetctl.evals.rl_warm_up import least_budget
 from budgetctl.evals.runner import Record
+from budgetctl.reasoner.load import WEIGHTS, load_reasoner
 
 pytest.importorskip("matplotlib")
 
@@ -75,3 +79,37 @@ def test_curves_are_read_from_the_trainers_state_and_drawn(
 
 def test_an_example_names_the_least_budget_that_holds_it() -> None:
     assert [least_budget(n, [96, 24, 48]) for n in (1, 24, 25, 96, 97)] == [24, 24, 48, 96, None]
+
+
+def test_warm_up_examples_are_right_and_within_the_budget_they_name(tmp_path: Path) -> None:
+    rl_warm_up.main(tmp_path / "w.jsonl", count=12, budgets="16,64", limit=64, seed=1)
+    rows = [json.loads(line) for line in (tmp_path / "w.jsonl").read_text().splitlines()]
+    _, tokenizer = load_reasoner()
+    opened = [row for row in rows if "within" in row["prompt"]]
+    assert 0 < len(opened) <= len(rows) / 2 + 1
+    for row in opened:
+        plain, sentence = row["prompt"].split("<think>\n")
+        budget = int(sentence.removeprefix("I will answer the question within ").removesuffix(" tokens.\n"))
+        length = len(tokenizer(row["completion"], add_special_tokens=False).input_ids)
+        assert length <= budget
+        assert budget == 16 or length > 16
+        assert {"prompt": plain + "<think>\n", "completion": row["completion"]} in rows
+    assert all(row["completion"].endswith("<|im_end|>") for row in rows)
+
+
+def test_the_evaluation_runs_and_goes_on_from_its_records(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(WEIGHTS, tmp_path / "same")
+    log = [{"num_tokens": 9, "rewards/accuracy/mean": 1.0, "rollout/thinking_tokens": 3.0}]
+    (tmp_path / "same" / "trainer_state.json").write_text(json.dumps({"log_history": log}))
+    monkeypatch.setattr(rl_curves, "BUDGETS", (8,))
+    options: dict[str, Any] = {"count": 3, "out": tmp_path / "eval", "figure": tmp_path / "curves.png"}
+    after = [f"same={tmp_path / 'same'}"]
+    rl_curves.main(str(WEIGHTS), after, **options)
+    first = capsys.readouterr().out
+    assert "; +0.000 [+0.000, +0.000] |" in first  # the same weights and noise
+    assert (tmp_path / "curves.png").exists()
+    monkeypatch.setattr(rl_curves, "ask", None)
+    rl_curves.main(str(WEIGHTS), after, **options)
+    assert capsys.readouterr().out == first
