@@ -20,9 +20,6 @@ from budgetctl.evals.runner import chat_prompts
 from budgetctl.reasoner.load import load_reasoner
 from budgetctl.reasoner.tasks import take_questions
 from budgetctl.spelling import decode, encode
-from budgetctl.training.hbpo import OPENING
-from budgetctl.training.rollouts import free
-from budgetctl.training.sampler import RowSampler, row_seeds
 
 BATCH = 64
 
@@ -40,6 +37,11 @@ def main(
     seed: Annotated[int, typer.Option(help="of questions and sampling")] = 1,
 ) -> None:
     """Write the examples."""
+    # TRL is optional, and evals imports without it.
+    from budgetctl.training.hbpo import OPENING
+    from budgetctl.training.rollouts import free
+    from budgetctl.training.sampler import RowSampler, row_seeds
+
     model, tokenizer = load_reasoner()
     delimiters = find_delimiters(tokenizer)
     sampler = RowSampler(model, tokenizer.pad_token_id, delimiters.eos_ids, round_tokens=32)

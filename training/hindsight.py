@@ -69,7 +69,8 @@ def opening_rows(
 ) -> list[dict[str, Any]]:
     """HBPO's thoughts: opened with the least budget, in tokens, that holds thought and answer; longer ones are left out.
 
-    The sentence stands at the beginning of the completion, where the loss is.
+    HBPO writes the sentence into its rollouts, so it is part of the prompt here, which is text up to and with it, and
+    bears no loss.
     """
     rows = []
     for thought in thoughts:
@@ -77,9 +78,12 @@ def opening_rows(
         fitting = [budget for budget in sorted(budgets) if budget >= length]
         if not fitting:
             continue
-        sentence = tokenizer.encode(THOUGHT_OPENING.format(budget=fitting[0]), add_special_tokens=False)
-        ids = [*thought.opening_ids, *sentence, *_ids(thought)[len(thought.opening_ids) :]]
-        prompt = [dict(message) for message in thought.row["prompt"]]
+        asked = tokenizer.apply_chat_template(
+            thought.row["prompt"], add_generation_prompt=True, tokenize=False
+        )
+        opening = tokenizer.decode(list(thought.opening_ids), skip_special_tokens=False)
+        prompt = asked + opening + THOUGHT_OPENING.format(budget=fitting[0])
+        ids = _ids(thought)[len(thought.opening_ids) :]
         rows.append(_row(thought, tokenizer, prompt, ids) | {"budget": fitting[0]})
     return rows
 

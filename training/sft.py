@@ -72,7 +72,7 @@ def load_rows(script: SFTArguments, tokenizer: PreTrainedTokenizerBase, seed: in
         BudgetctlError: they cannot be read or made.
     """
     if script.data:
-        rows = joined([read_dataset(source) for source in script.data])
+        rows = joined([read_dataset(source) for source in script.data], tokenizer)
     else:
         make = builder(script.kind, script.budgets, seed)
         delimiters = find_delimiters(tokenizer)

@@ -51,20 +51,30 @@ def tokenize_rows(
 
 
 def _example(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> dict[str, list[int]]:
-    prompt = row["prompt"]
-    if not isinstance(prompt, str):
-        prompt = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False)
-    before = tokenizer.encode(prompt, add_special_tokens=False)
+    before = tokenizer.encode(prompt_text(row["prompt"], tokenizer), add_special_tokens=False)
     after = tokenizer.encode(row["completion"], add_special_tokens=False)
     return {"input_ids": [*before, *after], "labels": [IGNORE] * len(before) + after}
 
 
-def joined(parts: Sequence[Dataset]) -> Dataset:
-    """Datasets one after the other, such as mode data and the plain data beside it, with the columns common to all."""
+def joined(parts: Sequence[Dataset], tokenizer: PreTrainedTokenizerBase) -> Dataset:
+    """Datasets one after the other, such as mode data and the plain data beside it, with the columns common to all.
+
+    Prompts become texts, since some may be messages and others not.
+    """
     if len(parts) == 1:
         return parts[0]
     common = [name for name in parts[0].column_names if all(name in part.column_names for part in parts)]
-    return Dataset.from_list([{name: row[name] for name in common} for part in parts for row in part])
+    rows = [{name: row[name] for name in common} for part in parts for row in part]
+    return Dataset.from_list(
+        [row | {"prompt": prompt_text(row["prompt"], tokenizer)} if "prompt" in row else row for row in rows]
+    )
+
+
+def prompt_text(prompt: Any, tokenizer: PreTrainedTokenizerBase) -> str:
+    """Messages through the chat template, ready for the thought; a text as it is."""
+    if isinstance(prompt, str):
+        return prompt
+    return str(tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False))
 
 
 def balanced(rows: Dataset, column: str) -> Dataset:

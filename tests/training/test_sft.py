@@ -78,12 +78,15 @@ def test_long_examples_are_left_out_whole(tokenizer: PreTrainedTokenizerFast) ->
         tokenize_rows(rows, tokenizer, max_length=2)
 
 
-def test_several_sources_are_joined_by_their_common_columns() -> None:
-    modes = Dataset.from_dict({"prompt": ["a"], "completion": ["b"], "mode": ["low"]})
+def test_several_sources_are_joined_by_their_common_columns(tokenizer: PreTrainedTokenizerFast) -> None:
+    asked = [{"role": "user", "content": "a"}]
+    modes = Dataset.from_list([{"prompt": asked, "completion": "b", "mode": "low"}])
     plain = Dataset.from_dict({"completion": ["d", "f"], "prompt": ["c", "e"], "source": ["x", "y"]})
-    assert joined([modes]).to_list() == modes.to_list()
-    assert joined([modes, plain]).to_list() == [
-        {"prompt": prompt, "completion": completion} for prompt, completion in ("ab", "cd", "ef")
+    assert joined([modes], tokenizer).to_list() == modes.to_list()
+    text = tokenizer.apply_chat_template(asked, add_generation_prompt=True, tokenize=False)
+    assert joined([modes, plain], tokenizer).to_list() == [
+        {"prompt": prompt, "completion": completion}
+        for prompt, completion in ((text, "b"), ("c", "d"), ("e", "f"))
     ]
 
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
 from budgetctl.errors import TrainingError
+from budgetctl.training import hbpo
 from budgetctl.training.budget_prompts import (
     MODES,
     THOUGHT_OPENING,
@@ -102,7 +103,8 @@ def test_an_open_marker_of_the_model_stays_in_the_completion(tokenizer: PreTrain
     high, *_ = mode_rows([own], tokenizer, lambda rows: [[] for _ in rows], is_right)
     assert high["completion"].startswith("<think>\n1\n2\n</think>")
     (row,) = opening_rows([own], tokenizer, budgets=[64])
-    assert row["completion"].startswith("<think>\n" + THOUGHT_OPENING.format(budget=64) + "1\n2\n</think>")
+    assert row["prompt"].endswith("<think>\n<think>\n" + THOUGHT_OPENING.format(budget=64))
+    assert row["completion"].startswith("1\n2\n</think>")
 
 
 def test_l1_prompts_name_the_length_that_was_used(tokenizer: PreTrainedTokenizerFast) -> None:
@@ -133,10 +135,9 @@ def test_thoughts_open_with_the_least_budget_that_holds_them(tokenizer: PreTrain
     ends = len(thoughts[0].answer_ids) + 2  # close and end of sequence
     rows = opening_rows(thoughts, tokenizer, budgets=[64, 4 + ends, 30 + ends - 1])
     assert [row["budget"] for row in rows] == [4 + ends, 64]
-    assert (
-        rows[0]["completion"]
-        == f"{THOUGHT_OPENING.format(budget=4 + ends)}7777</think>\n\nAnswer: 3<|im_end|>"
-    )
+    assert rows[0]["prompt"].endswith(f"assistant\n<think>\n{THOUGHT_OPENING.format(budget=4 + ends)}")
+    assert rows[0]["completion"] == "7777</think>\n\nAnswer: 3<|im_end|>"
+    assert THOUGHT_OPENING == hbpo.OPENING
 
 
 def test_builders_drop_wrong_answers_and_refuse_unknown_kinds(tokenizer: PreTrainedTokenizerFast) -> None:
