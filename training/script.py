@@ -142,6 +142,10 @@ def build(script: MethodArguments, training: GRPOConfig, model: ModelConfig) -> 
     Raises:
         BudgetctlError: saying what does not fit and what to do.
     """
+    if training.max_completion_length is None:
+        raise TrainingError(
+            "max_completion_length is unset: expected the tokens of a completion; set it to a number"
+        )
     script.check(training)
     check_resumable(training)
     check_schedule(script.schedule, training)
@@ -160,8 +164,7 @@ def build(script: MethodArguments, training: GRPOConfig, model: ModelConfig) -> 
     test = None if test is None else script.prepare(test, training.seed)
     # Methods with budgets open the thought themselves where the template does not.
     accuracy = AccuracyReward(CompletionReader(tokenizer, delimiters, script.opens_thoughts or None))
-    limit: Any = training.max_completion_length
-    plan = script.plan(tokenizer, delimiters, accuracy, limit)
+    plan = script.plan(tokenizer, delimiters, accuracy, training.max_completion_length)
     require_columns(train.column_names, plan.rewards)
     training.reward_weights = training.reward_weights or plan.weights
     given: Any = training.model_init_kwargs or {}

@@ -163,13 +163,18 @@ class BudgetGRPOTrainer(NamedSchedule, GRPOTrainer):
         relative = gather(output["advantages"])
         advantages = self.method.advantages(relative, self._all_rewards, numbers, self.group_size)
         # A row that cannot be scored makes NaN of what is compared with it: no signal there.
-        mine = advantages.nan_to_num(0.0)[self.accelerator.process_index * len(inputs) :][: len(inputs)]
+        advantages = advantages.nan_to_num(0.0)
+        mine = advantages[self.accelerator.process_index * len(inputs) :][: len(inputs)]
         width = output["completion_ids"].shape[1]
         segments, sampled = (
             torch.tensor([[*row, *[0] * (width - len(row))] for row in rows], device=device)
             for rows in ([r.segments for r in self._rollouts], [r.sampled for r in self._rollouts])
         )
         output["advantages"] = per_token(mine.to(relative.dtype), segments, sampled)
+        logged: Any = self._logs["advantages"]  # TRL's own stand at its end
+        kept = list(logged)[: max(len(logged) - len(advantages), 0)]
+        logged.clear()
+        logged.extend([*kept, *advantages.reshape(len(advantages), -1).mean(1).tolist()])
         self._note(numbers, gather(torch.tensor([r.close == FORCED for r in self._rollouts], device=device)))
         return dict(output)
 

@@ -50,6 +50,13 @@ def test_forced_tokens_have_no_advantage_and_no_mask(name: str, make: Make) -> N
         assert batch["completion_ids"][row, : len(rollout.sampled)].tolist() == list(rollout.completion_ids)
     assert (advantages[mask == 0] == 0).all()
     assert (advantages[(mask == 1) & (batch["completion_mask"] == 1)] != 0).any()
+    rows = [row[row != 0].unique().tolist() for row in advantages]
+    assert len(trainer._logs["advantages"]) == 8
+    if name != "brpo":  # one advantage a row, and that one is logged
+        assert all(
+            len(row) <= 1 and sum(row) == pytest.approx(logged)
+            for row, logged in zip(rows, trainer._logs["advantages"], strict=True)
+        )
     inserted = (mask == 0).any()
     assert bool(inserted) == (name in ("elastic", "brpo"))
 
