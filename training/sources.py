@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from datasets import Dataset, load_dataset
-from datasets.exceptions import DatasetNotFoundError
+from datasets.exceptions import DatasetsError
 
 from budgetctl.errors import TrainingError
 
@@ -32,7 +32,7 @@ def read_dataset(
         if reader is not None:
             return load_dataset(reader, data_files=str(path), split="train", cache_dir=cache_dir)
         return load_dataset(str(source), name, split=split, cache_dir=cache_dir)
-    except (FileNotFoundError, DatasetNotFoundError, ValueError, ConnectionError) as error:
+    except (DatasetsError, FileNotFoundError, ValueError, ConnectionError) as error:
         why = " ".join(str(error).split())[:200]
         raise TrainingError(
             f"{source} cannot be read ({type(error).__name__}: {why}): expected a .jsonl, .parquet or .csv file or a "

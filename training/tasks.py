@@ -3,7 +3,8 @@
 Every row has
 
 * ``prompt``: messages, as TRL takes them, so that the model's chat template opens the thought;
-* ``answer``: the reference answer, empty where the verifier of the row knows it otherwise;
+* ``answer``: the reference answer, empty where the verifier of the row knows it otherwise, None where there is none
+  (such a row gets no reward);
 * ``difficulty``: a number, or None;
 * ``task`` and ``entry``: which verifier judges it, with what (``training/verifiers.py``);
 * ``question_id``: a hash of the prompt, the same in every run.
@@ -128,8 +129,9 @@ def answer_tasks(
         _pick(loaded.column_names, difficulty_column, (), "difficulties", str(source))
     rows = []
     for row in loaded:
-        level = None if difficulty_column is None else float(row[difficulty_column])
-        reference = str(row[answer]).rsplit("####", 1)[-1].strip()
+        level = None if difficulty_column is None else row[difficulty_column]
+        given = row[answer]
+        reference = None if given is None else str(given).rsplit("####", 1)[-1].strip()
         rows.append(_row(row[question], reference, level, "answers", "", instruction))
     return _dataset(rows)
 
@@ -211,7 +213,7 @@ def _fraction(name: str, seed: int) -> float:
 
 def _row(
     question: str | Sequence[Mapping[str, str]],
-    answer: str,
+    answer: str | None,
     difficulty: float | None,
     task: str,
     entry: str = "",

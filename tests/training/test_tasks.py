@@ -101,6 +101,10 @@ def test_messages_stay_messages(tmp_path: Path) -> None:
     (row,) = answer_tasks(tmp_path / "q.jsonl", cache_dir=str(tmp_path / "cache"))
     assert row["prompt"] == [messages[0], {"role": "user", "content": f"1+1?\n{BOXED}"}]
     assert row["answer"] == "2"
+    (tmp_path / "q.jsonl").write_text('{"prompt": "1+1?", "answer": null, "level": null}\n')
+    (row,) = answer_tasks(tmp_path / "q.jsonl", difficulty_column="level", cache_dir=str(tmp_path / "cache"))
+    assert row["answer"] is None
+    assert row["difficulty"] is None
 
 
 def test_splits_share_no_question_and_do_not_depend_on_the_order() -> None:
@@ -162,6 +166,9 @@ def test_unreadable_files_are_named(tmp_path: Path) -> None:
         answer_tasks(tmp_path / "q.jsonl", cache_dir=cache)
     with pytest.raises(TrainingError, match="expected 'gold' for the answers"):
         answer_tasks(tmp_path / "q.jsonl", question_column="text", answer_column="gold", cache_dir=cache)
+    (tmp_path / "broken.jsonl").write_text('{"question": "1+1?", "answer": \n')
+    with pytest.raises(TrainingError, match=r"broken\.jsonl cannot be read"):
+        answer_tasks(tmp_path / "broken.jsonl", cache_dir=cache)
     with pytest.raises(TrainingError, match=r"missing\.jsonl cannot be read"):
         answer_tasks(tmp_path / "missing.jsonl", cache_dir=cache)
 
