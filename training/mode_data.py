@@ -160,10 +160,9 @@ def build(
         progress=sampled,
     )
     thoughts = read_thoughts(traces, tokenizer, rows)
-    # All thoughts of a question stay in one part: e1 compares them.
-    parts = [thoughts[at : at + batch_size] for at in range(0, len(thoughts), batch_size)]
-    if maker is not None:
-        parts = [thoughts] if thoughts else []
+    # Modes need the model and are made by batches; e1 compares all thoughts of a question, which takes no time.
+    size = batch_size if maker is None else max(len(thoughts), 1)
+    parts = [thoughts[at : at + size] for at in range(0, len(thoughts), size)]
     lines = Boundaries.from_tokenizer(tokenizer, len(tokenizer)).line
     ends = set(lines.nonzero()[:, 0].tolist())
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (*delimiters.eos_ids, 0)[0]

@@ -164,6 +164,24 @@ def test_knapsack_rows_of_a_prompt_get_the_advantages_of_their_group(
     assert len(set(rewards[:6].tolist())) == 2
 
 
+@pytest.mark.parametrize("name", ["e1", "knapsack"])
+def test_evaluation_has_its_own_questions_and_groups(
+    name: str, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(accuracy, "is_correct", looks_right)
+    options = {"eval_strategy": "steps", "eval_steps": 2, "per_device_eval_batch_size": 4, "questions": 12}
+    trainer = make(name, words(name, tiny, tmp_path, **{**OWN[name], **options, "eval_share": 0.3}))
+    train(trainer)
+    held_out = set(trainer.eval_dataset["question_id"])
+    assert held_out
+    assert not held_out & set(trainer.train_dataset["question_id"])
+    (entry,) = (entry for entry in trainer.state.log_history if "eval_reward" in entry)
+    assert 0 <= entry["eval_rewards/accuracy/mean"] <= 1
+    if name == "knapsack":  # equal groups, and no pass rate of a question that is not trained on
+        assert entry["eval_knapsack/most_rollouts"] == 4
+        assert not held_out & set(trainer.rates.state_dict()["means"])
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="torch is built without distributed")
 def test_two_processes_take_the_step_of_one(
