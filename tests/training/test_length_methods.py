@@ -115,14 +115,20 @@ def run(name: str, model: Path, out: Path, kill: bool = False, **options: Any) -
     return trainer
 
 
-@pytest.mark.parametrize("name", SCRIPTS)
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        *((name, {}) for name in SCRIPTS),
+        ("knapsack", {"questions": 6, "seed": 2}),  # the checkpoint lies inside an epoch
+    ],
+)
 def test_a_killed_run_ends_with_the_same_weights(
-    name: str, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, options: dict[str, Any], tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(accuracy, "is_correct", looks_right)
-    whole = run(name, tiny, tmp_path / "whole")
-    run(name, tiny, tmp_path / "cut", kill=True)
-    run(name, tiny, tmp_path / "cut", resume_from_checkpoint="last")
+    whole = run(name, tiny, tmp_path / "whole", **options)
+    run(name, tiny, tmp_path / "cut", kill=True, **options)
+    run(name, tiny, tmp_path / "cut", resume_from_checkpoint="last", **options)
     start = load_file(tiny / "model.safetensors")
     expected, found = (load_file(tmp_path / part / "model.safetensors") for part in ("whole", "cut"))
     assert any(not torch.equal(start[n], weights) for n, weights in expected.items())
