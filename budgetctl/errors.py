@@ -29,3 +29,7 @@ class KernelError(BudgetctlError):
 
 class CacheError(BudgetctlError):
     """A KV budget is impossible, or the cache that keeps it is used in a way that it cannot serve."""
+
+
+class TrainingError(BudgetctlError):
+    """A training configuration, dataset or reward is incomplete or contradicts itself."""

@@ -1,0 +1,157 @@
+"""What training has changed: ``python -m budgetctl.evals.rl_curves --before DIR --after NAME=DIR --after NAME=DIR``.
+
+Accuracy against a thinking budget that is enforced by a hard cut, before and after, on held-out questions with shared
+noise; thinking tokens by difficulty; learning curves from the runs' ``trainer_state.json``. Prints Markdown, and draws
+the curves where ``--figure`` says. Records are kept, so an interrupted evaluation goes on.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+from rich.console import Console
+
+from budgetctl.controller import BudgetController
+from budgetctl.evals.load import LoadedModel, load_model
+from budgetctl.evals.metrics import bootstrap_mean, paired_difference
+from budgetctl.evals.output import progress_bar
+from budgetctl.evals.runner import Record, ask, kept_records
+from budgetctl.reasoner.tasks import Question, take_questions
+
+BUDGETS = (16, 32, 48, 64, 96)
+LEVELS = ((1, 2), (3, 4), (5, 6), (7, 8), (9, 10))
+#: Steps over which a learning curve is averaged.
+WINDOW = 5
+
+
+def budget_records(
+    loaded: LoadedModel, questions: Sequence[Question], budget: int | None, **options: Any
+) -> list[Record]:
+    """Answers with thoughts cut at ``budget`` tokens, or as they come; sampled at temperature 1, noise by question."""
+    return ask(
+        loaded.model,
+        loaded.tokenizer,
+        questions,
+        lambda width, rows: BudgetController(
+            loaded.delimiters,
+            prompt_length=width,
+            thinking_budget=None if budget is None else [budget] * len(rows),
+        ),
+        seeds=range(len(questions)),
+        max_new_tokens=256,
+        **options,
+    )
+
+
+def accuracy_table(records: dict[str, dict[int | None, list[Record]]]) -> list[str]:
+    """Accuracy with intervals by budget and model, and the paired difference to the first model."""
+    names, first = list(records), next(iter(records))
+    lines = [f"| thinking budget | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
+    for budget in records[first]:
+        cells = []
+        for name in names:
+            right = [record.correct for record in records[name][budget]]
+            cell = str(bootstrap_mean(right, resamples=2000))
+            if name != first:
+                before = [record.correct for record in records[first][budget]]
+                change = paired_difference(right, before, resamples=2000)
+                cell += f"; {change.mean:+.3f} [{change.low:+.3f}, {change.high:+.3f}]"
+            cells.append(cell)
+        lines.append(f"| {'none' if budget is None else budget} | {' | '.join(cells)} |")
+    return lines
+
+
+def length_table(records: dict[str, dict[int | None, list[Record]]]) -> list[str]:
+    """Mean thinking tokens and accuracy of unlimited thoughts by difficulty."""
+    lines = [f"| steps | {' | '.join(records)} |", "|---" * (len(records) + 1) + "|"]
+    for low, high in (*LEVELS, (1, 10)):
+        cells = []
+        for kept in records.values():
+            chosen = [record for record in kept[None] if low <= record.level <= high]
+            if not chosen:
+                cells.append("-")
+                continue
+            tokens = bootstrap_mean([record.thinking_tokens for record in chosen], resamples=2000)
+            right = np.mean([record.correct for record in chosen])
+            cells.append(f"{tokens.mean:.0f} [{tokens.low:.0f}, {tokens.high:.0f}] at {right:.2f}")
+        lines.append(f"| {'all' if high - low > 1 else f'{low}-{high}'} | {' | '.join(cells)} |")
+    return lines
+
+
+def learning_curve(run: Path, name: str) -> tuple[list[int], list[float]]:
+    """(tokens that the trainer has seen, value of a metric) at each logged step of a run."""
+    history = json.loads((run / "trainer_state.json").read_text(encoding="utf-8"))["log_history"]
+    points = [(row["num_tokens"], row[name]) for row in history if row.get(name) is not None]
+    return [int(x) for x, _ in points], [y for _, y in points]
+
+
+def smooth(values: Sequence[float], window: int = WINDOW) -> np.ndarray:
+    """Means over the last ``window`` values, fewer at the beginning."""
+    sums = np.cumsum(np.asarray(values, dtype=np.float64))
+    counts = np.minimum(np.arange(1, len(sums) + 1), window)
+    return (sums - np.concatenate([np.zeros(window), sums])[: len(sums)]) / counts
+
+
+def draw(runs: dict[str, Path], records: dict[str, dict[int | None, list[Record]]], figure: Path) -> None:
+    """Training accuracy and thinking tokens over tokens, and held-out accuracy against the mean thinking tokens."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    canvas, (right, length, budget) = plt.subplots(1, 3, figsize=(13, 3.8), constrained_layout=True)
+    for name, run in runs.items():
+        for axis, metric in ((right, "rewards/accuracy/mean"), (length, "rollout/thinking_tokens")):
+            tokens, values = learning_curve(run, metric)
+            axis.plot(np.array(tokens) / 1000, smooth(values), label=name)
+    for name, kept in records.items():
+        means = [np.mean([r.thinking_tokens for r in rows]) for rows in kept.values()]
+        budget.plot(means, [np.mean([r.correct for r in rows]) for rows in kept.values()], "o-", label=name)
+    right.set(title="training rollouts", xlabel="thousand tokens", ylabel="accuracy of rollouts")
+    length.set(title="training rollouts", xlabel="thousand tokens", ylabel="thinking tokens")
+    budget.set(title="held-out, hard cut", xlabel="mean thinking tokens", ylabel="accuracy")
+    for axis in (right, length, budget):
+        axis.legend(fontsize=8)
+        axis.grid(alpha=0.3)
+    figure.parent.mkdir(parents=True, exist_ok=True)
+    canvas.savefig(figure, dpi=110)
+
+
+def main(
+    before: Annotated[str, typer.Option(help="directory of the checkpoint that the runs began with")],
+    after: Annotated[list[str], typer.Option(help="NAME=DIRECTORY of a trained model")],
+    count: Annotated[int, typer.Option("--n", help="held-out questions")] = 256,
+    out: Annotated[Path, typer.Option(help="folder for the records")] = Path("runs/rl/eval"),
+    figure: Annotated[Path | None, typer.Option(help="where to draw the curves")] = None,
+) -> None:
+    """Print the tables, and draw the curves."""
+    runs = {name: Path(folder) for name, _, folder in (text.partition("=") for text in after)}
+    questions = take_questions("test", count)
+    budgets: tuple[int | None, ...] = (*BUDGETS, None)
+    records: dict[str, dict[int | None, list[Record]]] = {}
+    with progress_bar(Console(stderr=True)) as progress:
+        task = progress.add_task("answering", total=count * len(budgets) * (1 + len(runs)))
+        advance = partial(progress.advance, task)
+        for name, folder in {"before": Path(before), **runs}.items():
+            loaded = load_model(str(folder))
+            records[name] = {
+                budget: kept_records(
+                    out / f"{name}-{budget or 'none'}-{count}.jsonl",
+                    partial(budget_records, loaded, questions, budget, progress=advance),
+                )
+                for budget in budgets
+            }
+    lines = [*accuracy_table(records), "", *length_table(records)]
+    Console().print("\n".join(lines), markup=False, soft_wrap=True)
+    if figure is not None:
+        draw(runs, records, figure)
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,115 @@
+"""Tables and curves of before and after."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from budgetctl.evals import rl_curves, rl_warm_up
+from budgetctl.evals.rl_curves import accuracy_table, draw, learning_curve, length_table, smooth
+from budgetctl.evals.rl_warm_up import least_budget
+from budgetctl.evals.runner import Record
+from budgetctl.reasoner.load import WEIGHTS, load_reasoner
+
+pytest.importorskip("matplotlib")
+
+
+def record(index: int, level: int, tokens: int, correct: bool) -> Record:
+    return Record(
+        index=index,
+        family="dial",
+        level=level,
+        seed=index,
+        thinking_tokens=tokens,
+        answer_tokens=5,
+        thinking_budget=None,
+        predicted_tokens=None,
+        close="natural",
+        leaked=False,
+        correct=correct,
+        new_ids=(1,),
+    )
+
+
+@pytest.fixture
+def records() -> dict[str, dict[int | None, list[Record]]]:
+    levels = range(1, 11)
+    before = [record(i, level, 10 * level, level < 6) for i, level in enumerate(levels)]
+    after = [record(i, level, 5 * level, level < 8) for i, level in enumerate(levels)]
+    return {"before": {16: before, None: before}, "hbpo": {16: after, None: after}}
+
+
+def test_tables_hold_means_and_paired_differences(
+    records: dict[str, dict[int | None, list[Record]]],
+) -> None:
+    head, _, first, last = accuracy_table(records)
+    assert head == "| thinking budget | before | hbpo |"
+    assert first.startswith("| 16 | 0.500 [")
+    assert "| 0.700 [" in first
+    assert "; +0.200 [" in first
+    assert last.startswith("| none | 0.500")
+    lengths = length_table(records)
+    assert lengths[2].startswith("| 1-2 | 15 [10, 20] at 1.00 | 8 [")
+    assert lengths[-1].startswith("| all | 55 [")
+
+
+def test_smoothing_is_a_mean_of_the_last_values() -> None:
+    values = [3.0, 1.0, 4.0, 1.0, 5.0, 9.0, 2.0]
+    expected = [np.mean(values[max(0, i - 2) : i + 1]) for i in range(len(values))]
+    assert smooth(values, 3) == pytest.approx(expected)
+
+
+def test_curves_are_read_from_the_trainers_state_and_drawn(
+    records: dict[str, dict[int | None, list[Record]]], tmp_path: Path
+) -> None:
+    log = [
+        {"num_tokens": 100 * i, "rewards/accuracy/mean": i / 4, "rollout/thinking_tokens": 9 - i}
+        for i in range(4)
+    ]
+    (tmp_path / "trainer_state.json").write_text(json.dumps({"log_history": [*log, {"train_loss": 0.1}]}))
+    assert learning_curve(tmp_path, "rollout/thinking_tokens") == ([0, 100, 200, 300], [9, 8, 7, 6])
+    draw({"hbpo": tmp_path}, records, tmp_path / "plots" / "curves.png")
+    assert (tmp_path / "plots" / "curves.png").stat().st_size > 10_000
+
+
+def test_an_example_names_the_least_budget_that_holds_it() -> None:
+    assert [least_budget(n, [96, 24, 48]) for n in (1, 24, 25, 96, 97)] == [24, 24, 48, 96, None]
+
+
+def test_warm_up_examples_are_right_and_within_the_budget_they_name(tmp_path: Path) -> None:
+    rl_warm_up.main(tmp_path / "w.jsonl", count=12, budgets="16,64", limit=64, seed=1)
+    rows = [json.loads(line) for line in (tmp_path / "w.jsonl").read_text().splitlines()]
+    _, tokenizer = load_reasoner()
+    opened = [row for row in rows if "within" in row["prompt"]]
+    assert 0 < len(opened) <= len(rows) / 2 + 1
+    for row in opened:
+        plain, sentence = row["prompt"].split("<think>\n")
+        budget = int(sentence.removeprefix("I will answer the question within ").removesuffix(" tokens.\n"))
+        length = len(tokenizer(row["completion"], add_special_tokens=False).input_ids)
+        assert length <= budget
+        assert budget == 16 or length > 16
+        assert {"prompt": plain + "<think>\n", "completion": row["completion"]} in rows
+    assert all(row["completion"].endswith("<|im_end|>") for row in rows)
+
+
+def test_the_evaluation_runs_and_goes_on_from_its_records(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(WEIGHTS, tmp_path / "same")
+    log = [{"num_tokens": 9, "rewards/accuracy/mean": 1.0, "rollout/thinking_tokens": 3.0}]
+    (tmp_path / "same" / "trainer_state.json").write_text(json.dumps({"log_history": log}))
+    monkeypatch.setattr(rl_curves, "BUDGETS", (8,))
+    options: dict[str, Any] = {"count": 3, "out": tmp_path / "eval", "figure": tmp_path / "curves.png"}
+    after = [f"same={tmp_path / 'same'}"]
+    rl_curves.main(str(WEIGHTS), after, **options)
+    first = capsys.readouterr().out
+    assert "; +0.000 [+0.000, +0.000] |" in first  # the same weights and noise
+    assert (tmp_path / "curves.png").exists()
+    monkeypatch.setattr(rl_curves, "ask", None)
+    rl_curves.main(str(WEIGHTS), after, **options)
+    assert capsys.readouterr().out == first
