@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from budgetctl.errors import BudgetError
@@ -78,11 +78,11 @@ class Allocator:
 
     Args:
         name: one of :data:`ALLOCATORS`.
-        parameters: by name.
+        parameters: pairs of name and value.
     """
 
     name: str
-    parameters: dict[str, float] = field(default_factory=dict)
+    parameters: tuple[tuple[str, float], ...] = ()
 
     @classmethod
     def parse(cls, text: str | Allocator) -> Allocator:
@@ -114,7 +114,7 @@ class Allocator:
         if parameter is None or number != number:
             expected = "no parameter" if parameter is None else f"a number as its {parameter}"
             raise BudgetError(f"schedule {text!r}: expected {expected}; correct what stands in brackets")
-        made = cls(name, {parameter: number})
+        made = cls(name, ((parameter, number),))
         made([1.0, 1.0], 2)  # refuses a number out of range
         return made
 
@@ -132,7 +132,7 @@ class Allocator:
         Raises:
             BudgetError: as :func:`~budgetctl.plan.bounds.check_problem`, or for a parameter out of range.
         """
-        parameters: dict[str, Any] = self.parameters
+        parameters: dict[str, Any] = dict(self.parameters)
         if self.name == "uniform":
             return uniform(weights, total, floor, cap)
         if self.name in SHAPES:
@@ -140,5 +140,5 @@ class Allocator:
         return _OTHERS[self.name][0](weights, total, floor, cap, **parameters)
 
     def __str__(self) -> str:
-        values = ", ".join(f"{value:g}" for value in self.parameters.values())
+        values = ", ".join(f"{value:g}" for _, value in self.parameters)
         return f"{self.name}({values})" if values else self.name
