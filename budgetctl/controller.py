@@ -285,7 +285,9 @@ class BudgetController(LogitsProcessor):
         forced = spent | early
         if now is not None and self.steps is not None and self.boundaries is not None:
             free = active & ~forced if inside is None else active & ~forced & ~inside
-            steered = self.steps.headings(steered, input_ids, reading, now, free, left, self.boundaries)
+            steered = self.steps.headings(
+                steered, scores, input_ids, reading, now, free, left, self.boundaries, temperature
+            )
         noted = active if too_short is None else active | too_short
         record_close(
             self.close_log,

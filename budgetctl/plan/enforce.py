@@ -1,13 +1,16 @@
-"""Holding a thought to the shares of its steps: what is left of a step, and the next heading where nothing is.
+"""Holding a thought to the shares of its steps: what is left of a step, and the next heading where it is time.
 
 A step is to be over when the shares of all steps up to it are spent. So what an earlier step has left over is there for the
-next one, without anything being counted. A model moves on by writing the mark of the next step; where it does not, the
-next heading is written for it: at a line end shortly before the share is spent, and at the latest when it is. The last step
-ends as every thought does.
+next one, without anything being counted. A model moves on by writing the mark of the next step. Where it does not, the next
+heading is written for it in two cases. A step whose share is spent is over where the model itself considers to move on: at a
+line end, if it gives the heading at least half the probability of the likeliest token. And it is over in any case when it
+would take what is kept for the steps to come: at a line end shortly before, and at the latest then. The last step ends as
+every thought does.
 """
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -21,13 +24,18 @@ from budgetctl.plan.step_reader import StepReader
 from budgetctl.prefix_reader import Reading
 from budgetctl.score_edits import force_tokens
 
+#: Of the likeliest token's probability, the part at which the model considers to move on.
+MOVE_SHARE = 0.5
+
 
 class StepNow(NamedTuple):
     """Where rows stand in their plans; [B] each.
 
     Args:
         number: int64, the step (from 1), 0 before the first.
-        left: int64, thinking tokens until it is to be over; for the last step, and without a plan, those of the thought.
+        left: int64, thinking tokens of its share, negative where it has taken more; for the last step, and without a plan,
+            those of the thought.
+        most: int64, thinking tokens until it is ended in any case.
         later: float64, the part of the work that belongs to the steps after it.
         share: int64, its own tokens.
         active: bool, a step is to be begun after it.
@@ -36,6 +44,7 @@ class StepNow(NamedTuple):
 
     number: torch.Tensor
     left: torch.Tensor
+    most: torch.Tensor
     later: torch.Tensor
     share: torch.Tensor
     active: torch.Tensor
@@ -77,10 +86,12 @@ class StepGuide:
         done = plans.work.gather(1, at)[:, 0]
         begun = number > 0
         over = torch.where(begun, (end * total).round().long(), 0)
+        latest = torch.where(begun, (plans.limits.gather(1, at)[:, 0] * total).round().long(), 0)
         active = plans.planned & (number < plans.steps)
         return StepNow(
             number=number,
             left=torch.where(active, torch.minimum(over - used, left), left),
+            most=torch.where(active, torch.minimum(latest - used, left), left),
             later=torch.where(active & begun, 1 - done, 0.0),
             share=((end - before) * total).round().long(),
             active=active,
@@ -103,30 +114,34 @@ class StepGuide:
 
     def unbroken(self, now: StepNow, left: torch.Tensor) -> torch.Tensor:
         """[B] int64: tokens until the next heading, or the close, may cut in; ``left`` as above."""
-        return torch.where(now.active & (now.left > 1), torch.minimum(left, now.left - 1), left)
+        return torch.where(now.active & (now.most > 1), torch.minimum(left, now.most - 1), left)
 
     def headings(
         self,
         scores: torch.Tensor,
+        own: torch.Tensor,
         input_ids: torch.Tensor,
         reading: Reading,
         now: StepNow,
         rows: torch.Tensor,
         left: torch.Tensor,
         boundaries: Boundaries,
+        temperature: float | torch.Tensor,
     ) -> torch.Tensor:
         """Scores [B, V] in which a heading is written where one is due, and one that was begun is gone on with.
 
         A heading for which the thought has no room, with one more token after it, is not begun.
 
         Args:
-            scores: [B, V] logits.
+            scores: [B, V] logits, with all else done.
+            own: [B, V] the model's logits.
             input_ids: [B, T] int64.
             reading: of the same rows.
             now: where they stand.
             rows: [B] bool, rows inside a thought that may be written to.
             left: [B] int64, thinking tokens left of the whole thought.
             boundaries: line and sentence ends.
+            temperature: of the sampling that follows, a number or [B, 1].
         """
         state = reading.state
         plans = self.on(len(input_ids), input_ids.device)
@@ -149,10 +164,13 @@ class StepGuide:
         breaks = torch.zeros_like(fresh)
         if self.plans.newline is not None:
             breaks = ~fresh & (progress == 0)
-        spent = now.left <= breaks.to(now.left.dtype)
-        near = (now.left <= closing_window(now.share, None)) & (ended | (progress > 0))
-        due = rows & now.active & (spent | near) & (left > size - progress + breaks) & ~unfinished
         following_token = self._token(plans, following, progress)
+        window = closing_window(now.share, None)
+        spent = now.most <= breaks.to(now.most.dtype)
+        near = (now.most <= window) & (ended | (progress > 0))
+        considered = (own.gather(1, following_token[:, None]) - own.amax(1, keepdim=True)) / temperature
+        late = (now.left <= window) & (fresh | (progress > 0)) & (considered[:, 0] >= math.log(MOVE_SHARE))
+        due = rows & now.active & (spent | near | late) & (left > size - progress + breaks) & ~unfinished
         if self.plans.newline is not None:
             following_token = torch.where(breaks, self.plans.newline, following_token)
         return force_tokens(scores, unfinished | due, torch.where(due, following_token, token))

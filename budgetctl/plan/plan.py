@@ -16,6 +16,8 @@ from budgetctl.plan.allocators import Allocator
 MAX_STEPS = 32
 #: Least part of an even share (total / steps) that a step gets, unless the plan says otherwise.
 FLOOR = 0.25
+#: Part of the shares of the steps to come that a step may not take, unless the plan says otherwise.
+FIRMNESS = 0.5
 #: Shares in proportion to the weights.
 WEIGHTED = Allocator("weighted")
 #: Where a plan comes from: given as data, written by a planner, or what is used where the planner wrote none.
@@ -32,6 +34,7 @@ class Step:
         after: numbers (from 1) of the steps that must come before.
         heading: the line that begins it in the thought, written where the model does not move on by itself; None for
             "Step N: text" in a line of its own, "" for none, which only the first step may have.
+        least_tokens: that it gets whatever its weight, its heading included, where the budget has as many for all steps.
         marks: texts that begin it where a line begins with them; None for the heading, or for usual ways to write "Step N:".
 
     Raises:
@@ -43,6 +46,7 @@ class Step:
     after: tuple[int, ...] = ()
     heading: str | None = None
     marks: tuple[str, ...] | None = None
+    least_tokens: int = 0
 
     def __post_init__(self) -> None:
         if not isinstance(self.text, str) or not self.text.strip():
@@ -56,6 +60,7 @@ class Step:
             raise PlanError(
                 f"step {self.text!r} comes after {list(self.after)!r}: expected numbers of steps, from 1; correct them"
             )
+        check_tokens(self.least_tokens, "least_tokens", "leave it out for none")
         texts = [self.heading or "", *(self.marks or ())]
         if not all(isinstance(text, str) for text in texts) or any(not m.strip() for m in texts[1:]):
             raise PlanError(
@@ -90,7 +95,10 @@ class Step:
                 given[name] = tuple(part)
         if given.get("after", ()) is None:
             given["after"] = ()
-        return cls(**given)
+        try:
+            return cls(**given)
+        except BudgetError as error:
+            raise PlanError(str(error)) from None
 
 
 @dataclass(frozen=True)
@@ -101,6 +109,8 @@ class Plan:
         steps: 1 to ``MAX_STEPS``; they are put in an order that respects ``after``, the given one as far as possible.
         schedule: how the budget is shared out, as :class:`~budgetctl.plan.allocators.Allocator` reads it.
         floor: least part of an even share that each step gets, in [0, 1].
+        firmness: what is kept for the steps to come when a step takes longer: this part of their shares, in [0, 1], and
+            their floors in any case. 1 ends every step at its share.
         source: one of ``SOURCES``.
         planner_tokens: written by the planner, thought and retries included.
 
@@ -113,6 +123,7 @@ class Plan:
     steps: tuple[Step, ...]
     schedule: Allocator = WEIGHTED
     floor: float = FLOOR
+    firmness: float = FIRMNESS
     source: str = "given"
     planner_tokens: int = 0
 
@@ -123,11 +134,13 @@ class Plan:
             )
         if not any(step.weight for step in self.steps):
             raise PlanError("a plan in which every weight is 0: expected one above 0; weigh the steps")
-        number = isinstance(self.floor, Real) and not isinstance(self.floor, bool)
-        if not number or not 0 <= self.floor <= 1:
-            raise PlanError(
-                f"a plan with floor {self.floor!r}: expected a part of an even share, from 0 to 1"
-            )
+        for name in ("floor", "firmness"):
+            part = getattr(self, name)
+            number = isinstance(part, Real) and not isinstance(part, bool)
+            if not number or not 0 <= part <= 1:
+                raise PlanError(
+                    f"a plan with {name} {part!r}: expected a part of a share, from 0 to 1; correct it"
+                )
         if self.source not in SOURCES:
             raise PlanError(f"a plan from {self.source!r}: expected one of {', '.join(SOURCES)}")
         check_tokens(self.planner_tokens, "planner_tokens", "leave it out for a plan that cost none")
@@ -168,20 +181,43 @@ class Plan:
         """What stands for a plan that could not be made: the question as its only step, which writes no heading."""
         return cls((Step(question, heading=""),), source="fallback", planner_tokens=planner_tokens)
 
-    def shares(self, total: int) -> list[int]:
-        """Tokens of each step; they sum to ``total``."""
-        least = int(self.floor * total / len(self.steps))
-        return self.schedule([step.weight for step in self.steps], total, least)
+    def shares(self, total: int, least: Sequence[int] = ()) -> list[int]:
+        """Tokens of each step; they sum to ``total``.
 
-    def with_schedule(self, schedule: str | Allocator, floor: float | None = None) -> Plan:
-        """The same steps under another schedule."""
-        return replace(self, schedule=Allocator.parse(schedule), floor=self.floor if floor is None else floor)
+        The floor of a step is ``floor`` of an even share, its ``least_tokens``, or its part of ``least``, whichever is most;
+        where the total is less than all floors, they are scaled down to it.
+        """
+        return self.schedule([step.weight for step in self.steps], total, self.floors(total, least))
+
+    def floors(self, total: int, least: Sequence[int] = ()) -> list[int]:
+        """The floors of :meth:`shares` in tokens."""
+        even = int(self.floor * total / len(self.steps))
+        more = least or [0] * len(self.steps)
+        floors = [max(even, step.least_tokens, own) for step, own in zip(self.steps, more, strict=True)]
+        if sum(floors) > total:
+            floors = [low * total // sum(floors) for low in floors]
+        return floors
+
+    def limits(self, total: int, least: Sequence[int] = ()) -> list[int]:
+        """Tokens of the thought after which each step is ended whatever it is at: what is kept for the steps to come is left
+        then. The last is ``total``."""
+        shares, floors = self.shares(total, least), self.floors(total, least)
+        kept = [max(low, int(self.firmness * share)) for share, low in zip(shares, floors, strict=True)]
+        return [total - sum(kept[step + 1 :]) for step in range(len(kept))]
+
+    def with_schedule(self, schedule: str | Allocator, **changes: float) -> Plan:
+        """The same steps under another schedule, and perhaps another ``floor`` or ``firmness``."""
+        return replace(self, schedule=Allocator.parse(schedule), **changes)  # type: ignore[arg-type]
 
     def as_dict(self) -> dict[str, Any]:
         """JSON values from which :meth:`of` makes the same plan."""
         fields = asdict(self) | {"schedule": str(self.schedule)}
         fields["steps"] = [
-            {name: part for name, part in asdict(step).items() if part not in (None, ())}
+            {
+                name: part
+                for name, part in asdict(step).items()
+                if part not in (None, ()) and (name, part) != ("least_tokens", 0)
+            }
             for step in self.steps
         ]
         return fields

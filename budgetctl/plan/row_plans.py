@@ -29,6 +29,7 @@ class PlanTensors(NamedTuple):
         planned: [B] bool, the row has a plan.
         steps: [B] int64, its steps.
         ends: [B, K] float64, the part of the budget that is spent when a step is over; 1 from the last step on.
+        limits: [B, K] float64, the part of the budget after which a step is ended in any case; 1 from the last step on.
         work: [B, K] float64, the part of all weights that is done when a step is over.
         marks: [B, Q, M] int64, tokens of the marks from the last one backwards, -1 after the first.
         mark_lengths: [B, Q] int64, 0 for none.
@@ -42,6 +43,7 @@ class PlanTensors(NamedTuple):
     planned: torch.Tensor
     steps: torch.Tensor
     ends: torch.Tensor
+    limits: torch.Tensor
     work: torch.Tensor
     marks: torch.Tensor
     mark_lengths: torch.Tensor
@@ -117,10 +119,25 @@ class RowPlans:
         return [UNKNOWN_TOTAL if total >= NO_CAP else total for total in whole]
 
     def shares(self, limits: RowLimits) -> list[list[int]]:
-        """Tokens of each step of each request's plan, [] without a plan."""
-        totals = self.totals(limits)
-        plans = (self.plans[i % len(self.plans)] for i in range(len(totals)))
-        return [[] if p is None else p.shares(total) for p, total in zip(plans, totals, strict=True)]
+        """Tokens of each step of each request's plan, [] without a plan.
+
+        A step has room for its heading, the end of the line before it, and one more token, where the total is enough.
+        """
+        return [
+            [] if plan is None else plan.shares(total, least)
+            for plan, _, least, total in self._requests(limits)
+        ]
+
+    def _requests(
+        self, limits: RowLimits
+    ) -> list[tuple[Plan | None, tuple[SpelledStep, ...], list[int], int]]:
+        """Plan, spelled steps, least tokens of each step, and total of each request."""
+        found = []
+        for request, total in enumerate(self.totals(limits)):
+            at = request % len(self.plans)
+            least = [len(step.heading) + 2 if step.heading else 0 for step in self.spelled[at]]
+            found.append((self.plans[at], self.spelled[at], least, total))
+        return found
 
     def on(self, rows: int, device: torch.device, limits: RowLimits) -> PlanTensors:
         """The plans of ``rows`` rows, each repeated for the beams or samples of its request; made once a device.
@@ -138,17 +155,16 @@ class RowPlans:
         return made
 
     def _tensors(self, limits: RowLimits) -> PlanTensors:
-        shares = self.shares(limits)
-        requests = range(len(shares))
-        plans = [self.plans[i % len(self.plans)] for i in requests]
-        spelled = [self.spelled[i % len(self.plans)] for i in requests]
+        requests = self._requests(limits)
+        plans, spelled = [r[0] for r in requests], [r[1] for r in requests]
         most = max(1, *map(len, spelled))
-        ends = torch.ones(len(plans), most, dtype=torch.float64)
-        work = torch.ones(len(plans), most, dtype=torch.float64)
-        for row, (plan, parts) in enumerate(zip(plans, shares, strict=True)):
+        ends, latest, work = (torch.ones(len(plans), most, dtype=torch.float64) for _ in range(3))
+        for row, (plan, _, least, total) in enumerate(requests):
             if plan is not None:
-                ends[row, : len(parts)] = _cumulative(parts)
-                work[row, : len(parts)] = _cumulative([step.weight for step in plan.steps])
+                count = len(plan.steps)
+                ends[row, :count] = _cumulative(plan.shares(total, least))
+                latest[row, :count] = torch.tensor(plan.limits(total, least)).double() / max(total, 1)
+                work[row, :count] = _cumulative([step.weight for step in plan.steps])
         marks = [
             [
                 (number, mark, starts)
@@ -161,6 +177,7 @@ class RowPlans:
             planned=torch.tensor([plan is not None for plan in plans]),
             steps=torch.tensor([len(steps) for steps in spelled]),
             ends=ends,
+            limits=latest,
             work=work,
             marks=_padded([[mark[::-1] for _, mark, _ in row] for row in marks], -1),
             mark_lengths=_table([[len(mark) for _, mark, _ in row] for row in marks]),

@@ -23,9 +23,11 @@ TOY_STEPS = (
 HEADED = (SpelledStep(((12, 12),), (False,), (12, 12, LINE), 2), *TOY_STEPS[1:])
 
 
-def toy_plan(weights: Sequence[float], schedule: str = "weighted", floor: float = 0.0) -> Plan:
+def toy_plan(
+    weights: Sequence[float], schedule: str = "weighted", floor: float = 0.0, firmness: float = 1.0
+) -> Plan:
     steps = tuple(Step(f"step {n}", w) for n, w in enumerate(weights, start=1))
-    return Plan(steps).with_schedule(schedule, floor)
+    return Plan(steps).with_schedule(schedule, floor=floor, firmness=firmness)
 
 
 @pytest.fixture(scope="session")

@@ -156,6 +156,33 @@ def test_the_first_heading_is_written_and_near_the_end_a_line_is_enough(
     assert next_tokens([*begun, *[4] * 16]) == [LINE]  # but at 19, so that the line ends at 20
 
 
+def test_a_step_takes_longer_until_the_model_considers_to_move_on(
+    markers: Any, boundaries: Any, row_plans: Any
+) -> None:
+    """Shares of 20 and 20; 10 of the second are kept, so that the first ends after 30 in any case."""
+    prompt = [7, 5, 8, 9, OPEN, LINE]
+
+    def next_tokens(rest: list[int], heading: float, temperature: float = 1.0) -> list[int]:
+        made = BudgetController(
+            markers[CASE], boundaries=boundaries, prompt_length=6, thinking_budget=40, temperature=temperature
+        )
+        made.steps = StepGuide(row_plans([[1, 1]], firmness=0.5), made.limits)
+        scores = torch.zeros(1, 18)
+        scores[0, 5] = heading
+        return made(torch.tensor([prompt + rest]), scores).isfinite().nonzero()[:, 1].tolist()
+
+    for used, heading, moves in (
+        (16, 5.0, False),  # its share is not spent
+        (22, -0.6, True),  # more than half as likely as the likeliest
+        (22, -0.8, False),
+        (28, -0.8, True),  # in the window before what is kept
+    ):
+        assert (next_tokens([*[4] * (used - 1), LINE], heading) == [5]) == moves
+    assert next_tokens([*[4] * 21, LINE], -0.8, temperature=2.0) == [5]
+    assert len(next_tokens([*[4] * 22], 5.0)) > 1  # not inside a line
+    assert next_tokens([*[4] * 29], -9.0) == [LINE]
+
+
 def test_no_heading_without_room_for_it(markers: Any, boundaries: Any, row_plans: Any) -> None:
     prompt = [7, 5, 8, 9, OPEN, LINE]
     made = BudgetController(markers[CASE], boundaries=boundaries, prompt_length=6, thinking_budget=8)

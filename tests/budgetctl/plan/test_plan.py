@@ -29,6 +29,7 @@ def test_what_is_written_is_read_back() -> None:
             ],
             "schedule": "rex(0.25)",
             "floor": 0.5,
+            "firmness": 0.75,
             "planner_tokens": 12,
             "source": "planned",
         }
@@ -51,7 +52,21 @@ def test_floors_are_a_part_of_an_even_share() -> None:
     assert Plan.of({"steps": steps, "floor": 0.5}).shares(300) == [200, 50, 50]
     assert Plan.of({"steps": steps, "floor": 1}).shares(300) == [100, 100, 100]
     assert Plan.of({"steps": steps, "floor": 1}).shares(2) in ([1, 1, 0], [2, 0, 0])
-    assert Plan.of(steps).with_schedule("uniform", 0).shares(30) == [10, 10, 10]
+    assert Plan.of(steps).with_schedule("uniform", floor=0).shares(30) == [10, 10, 10]
+
+
+def test_least_tokens_of_a_step() -> None:
+    steps = [
+        {"text": "a", "weight": 98},
+        {"text": "b", "weight": 1, "least_tokens": 9},
+        {"text": "c", "weight": 1},
+    ]
+    plan = Plan.of({"steps": steps, "floor": 0})
+    assert plan.shares(100) == [90, 9, 1]
+    assert plan.shares(100, [0, 4, 20]) == [71, 9, 20]
+    assert plan.shares(6) == [0, 6, 0]
+    assert plan.shares(6, [0, 9, 18]) == [0, 2, 4]
+    assert Plan.of(json.loads(json.dumps(plan.as_dict()))) == plan
 
 
 def test_the_fallback_is_one_step_that_writes_nothing() -> None:
@@ -85,6 +100,7 @@ def test_the_fallback_is_one_step_that_writes_nothing() -> None:
         ([{"text": "a", "after": "1"}], "expected a list"),
         ([{"text": "a", "marks": [""]}], "expected texts"),
         ([{"text": "a", "heading": 3}], "expected texts"),
+        ([{"text": "a", "least_tokens": -1}], "least_tokens=-1"),
         (["a", {"text": "b", "heading": ""}], "a step without heading"),
         ({"steps": "do it"}, "steps of type str"),
         ({"schedule": "uniform"}, "steps of type NoneType"),
@@ -92,6 +108,7 @@ def test_the_fallback_is_one_step_that_writes_nothing() -> None:
         ({"steps": ["a"], "schedule": "best"}, "unknown schedule 'best'"),
         ({"steps": ["a"], "floor": 2}, "from 0 to 1"),
         ({"steps": ["a"], "floor": math.nan}, "from 0 to 1"),
+        ({"steps": ["a"], "firmness": -1}, "firmness -1"),
         ({"steps": ["a"], "source": "dreamt"}, "expected one of given"),
         ({"steps": ["a"], "planner_tokens": -1}, "planner_tokens=-1"),
     ],
@@ -123,3 +140,18 @@ def test_what_the_knob_takes() -> None:
 def test_what_the_knob_refuses(value: Any, match: str) -> None:
     with pytest.raises(PlanError, match=match):
         read_plans(value)
+
+
+def test_what_is_kept_for_the_steps_to_come() -> None:
+    steps = [
+        {"text": "a", "weight": 5},
+        {"text": "b", "weight": 3},
+        {"text": "c", "weight": 2, "least_tokens": 15},
+    ]
+    plan = Plan.of({"steps": steps, "floor": 0, "firmness": 1})
+    assert (plan.shares(100), plan.limits(100)) == ([50, 30, 20], [50, 80, 100])
+    half = plan.with_schedule("weighted", firmness=0.5)
+    assert (half.shares(100), half.limits(100)) == ([50, 30, 20], [70, 85, 100])
+    none = plan.with_schedule("weighted", firmness=0)
+    assert none.limits(100) == [85, 85, 100]
+    assert none.limits(100, [0, 7, 0]) == [78, 85, 100]
