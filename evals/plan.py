@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -49,6 +50,7 @@ ALWAYS = (
     (Arm("steps weighted, cut", "cut", schedule="weighted"), "one cap, cut"),
     (Arm("steps weighted, half kept, cut", "cut", schedule="weighted", firmness=0.5), "one cap, cut"),
     (Arm("steps weighted, floors kept, cut", "cut", schedule="weighted", firmness=0.0), "one cap, cut"),
+    (Arm("two steps, cut", "cut", schedule="weighted", parts_only=True), "one cap, cut"),
     (Arm("one cap, steered", "steered"), None),
     (Arm("steps weighted, steered", "steered", schedule="weighted"), "one cap, steered"),
     (
@@ -57,6 +59,11 @@ ALWAYS = (
     ),
     (
         Arm("steps weighted, floors kept, steered", "steered", schedule="weighted", firmness=0.0),
+        "one cap, steered",
+    ),
+    (Arm("two steps, steered", "steered", schedule="weighted", parts_only=True), "one cap, steered"),
+    (
+        Arm("two steps, half kept, steered", "steered", schedule="weighted", firmness=0.5, parts_only=True),
         "one cap, steered",
     ),
 )
@@ -214,6 +221,8 @@ def main(
                 used = plans
                 if "predicted length" in arm.name:
                     used = [weigh_by_length(plan, loaded.installation) for plan in plans]
+                if arm.parts_only:
+                    used = [replace(plan, steps=plan.steps[:-1]) for plan in used]
                 done[arm.name] = run(arm, value, used)
                 against = None if reference is None else done[reference]
                 scheduled = [p.with_schedule(arm.schedule) if arm.schedule else p for p in used]

@@ -73,7 +73,7 @@ def test_what_the_published_system_shows() -> None:
     words = shown_prompt(PAIRS[0], plan, 60, "step")
     assert words.startswith(PAIRS[0].prompt)
     assert words.count("(at most ") == 3
-    assert "Use at most 24 words in all." in shown_prompt(PAIRS[0], plan, 60, "all")
+    assert "Use at most 21 words in all." in shown_prompt(PAIRS[0], plan, 60, "all")
     assert "at most" not in shown_prompt(PAIRS[0], plan, 60, None)
 
 
