@@ -23,7 +23,7 @@ from budgetctl.limits import RowLimits, RowTensors, repeat_to
 from budgetctl.minimum import Minimum
 from budgetctl.on_device import constant, may_hold
 from budgetctl.phrases import check_phrase
-from budgetctl.predicted_caps import ForecastOfStep, caps_at_step, share_of
+from budgetctl.predicted_caps import ForecastOfStep, caps_at_step, predicted_length, share_of
 from budgetctl.prefix_hash import hash_of, prefix_totals
 from budgetctl.prefix_reader import PrefixReader, Reading
 from budgetctl.raw_logits import RawLogits
@@ -33,6 +33,7 @@ from budgetctl.steering import Steering
 
 if TYPE_CHECKING:
     from budgetctl.kv.coupling import KVCoupling
+    from budgetctl.plan.enforce import StepGuide, StepNow
 
 
 class BudgetController(LogitsProcessor):
@@ -128,6 +129,8 @@ class BudgetController(LogitsProcessor):
         self.keeps_latest = False
         #: Keeps the thinking budget and the KV budget in step, where there is one.
         self.kv: KVCoupling | None = None
+        #: Holds the thought to the steps of a plan, where there is one.
+        self.steps: StepGuide | None = None
         if not self.idle:
             for value in as_list(temperature):
                 check_temperature(value)
@@ -148,7 +151,7 @@ class BudgetController(LogitsProcessor):
     @property
     def idle(self) -> bool:
         """Whether nothing was asked for, so that every call returns its scores as they came."""
-        asked = self.extension is not None or self.early_exit is not None
+        asked = any(part is not None for part in (self.extension, self.early_exit, self.steps))
         return self.limits.idle and not asked and (self.kv is None or self.kv.max_loss is None)
 
     @torch.no_grad()
@@ -182,11 +185,15 @@ class BudgetController(LogitsProcessor):
                 limited = limited | (self.kv.caps < NO_CAP)
         window = closing_window(caps, limits.room) if self.boundaries is not None else torch.zeros_like(caps)
         left = tokens_left(state.used, caps, state.generated, limits.room)
+        now = None
+        if self.steps is not None:
+            now = self.steps.now(input_ids, reading, left)
+            limited = limited | now.planned
 
         result = scores
         if may_hold(state.thinking & limited) or (self.limits.has_minimum and may_hold(state.thinking)):
             result = self._think(
-                input_ids, scores, reading, forecast, limits, limited, caps, left, window, temperature
+                input_ids, scores, reading, forecast, limits, limited, caps, left, window, now, temperature
             )
         answering = limited & ~state.thinking & ~state.finished
         if may_hold(answering):
@@ -207,6 +214,7 @@ class BudgetController(LogitsProcessor):
         caps: torch.Tensor,
         left: torch.Tensor,
         window: torch.Tensor,
+        now: StepNow | None,
         temperature: float | torch.Tensor,
     ) -> torch.Tensor:
         """Scores [B, V] in which the rows that are inside a thought are steered, and closed where it is time."""
@@ -218,6 +226,12 @@ class BudgetController(LogitsProcessor):
         # A half-written close is gone on with.
         forced_ids = constant(self.delimiters.forced_end_ids, device)[state.close_progress]
         steered, state_fit = scores, None
+        aim = unbroken = left
+        if now is not None and self.steps is not None:
+            unbroken = self.steps.unbroken(now, left)
+            if forecast is not None:
+                natural = predicted_length(reading, forecast, self.predictions)
+                aim = self.steps.aim(now, left, natural)
         if forecast is not None:
             steered, state_fit = self.steering(
                 input_ids,
@@ -226,7 +240,7 @@ class BudgetController(LogitsProcessor):
                 forecast,
                 active=active,
                 near=active & (left <= window),
-                left=left,
+                left=aim,
                 minimum=limits.minimum,
                 closing_ids=closing_ids,
                 boundaries=self.boundaries,
@@ -259,13 +273,18 @@ class BudgetController(LogitsProcessor):
         inside = None
         if self.boundaries is not None and self.boundaries.spans is not None:
             inside = (reading.fence_marks % 2 == 1) & active
-            steered = self.boundaries.spans.keep_whole(steered, input_ids, active & ~spent, inside, left)
+            steered = self.boundaries.spans.keep_whole(steered, input_ids, active & ~spent, inside, unbroken)
             early = early & ~inside
         exits = None
         if self.early_exit is not None:
             exits = self.early_exit(input_ids, open_ended if inside is None else open_ended & ~inside, state)
             early = early | exits
         forced = spent | early
+        if now is not None and self.steps is not None and self.boundaries is not None:
+            free = active & ~forced if inside is None else active & ~forced & ~inside
+            steered = self.steps.headings(
+                steered, scores, input_ids, reading, now, free, left, self.boundaries, temperature
+            )
         noted = active if minimum is None else active | minimum.too_short
         record_close(
             self.close_log,

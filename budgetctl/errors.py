@@ -15,6 +15,10 @@ class DelimiterError(BudgetctlError):
     """The open or close marker of the thought cannot be found or spelled with this tokenizer."""
 
 
+class PlanError(BudgetctlError):
+    """A plan has no steps, too many, or steps that make no sense."""
+
+
 class PredictorError(BudgetctlError):
     """A length predictor is corrupt, of another format, or made for another model."""
 

@@ -61,11 +61,22 @@ def caps_at_step(
         predictions.store(reading.start_key, forecast.natural_length(), state.at_start & real)
     if not limits.budgets.needs_prediction:
         return rows.caps
-    unknown = torch.full_like(rows.fractions, torch.nan, dtype=forecast.dtype)
-    predicted = predictions.lookup(reading.start_key, unknown)
-    if may_hold(predicted.isnan()):
-        predicted = torch.where(predicted.isnan(), state.used + forecast.natural_length(), predicted)
+    predicted = predicted_length(reading, forecast, predictions)
     return torch.minimum(rows.caps, share_of(predicted, rows.fractions, rows.minimum))
+
+
+def predicted_length(
+    reading: Reading, forecast: ForecastOfStep, predictions: PredictionTable
+) -> torch.Tensor:
+    """[B] natural length of each row's thought in tokens, as it was predicted at its first token; where that is not known,
+    what is used and the forecast of this step."""
+    used = reading.state.used
+    predicted = predictions.lookup(
+        reading.start_key, torch.full(used.shape, torch.nan, dtype=forecast.dtype, device=used.device)
+    )
+    if may_hold(predicted.isnan()):
+        predicted = torch.where(predicted.isnan(), used + forecast.natural_length(), predicted)
+    return predicted
 
 
 def share_of(predicted: torch.Tensor, fractions: torch.Tensor, minimum: torch.Tensor) -> torch.Tensor:

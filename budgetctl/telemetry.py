@@ -81,4 +81,5 @@ def limited_rows(controller: BudgetController, rows: int) -> torch.Tensor:
     if controller.extension is not None or controller.early_exit is not None:
         return torch.ones(rows, dtype=torch.bool)
     cpu = torch.device("cpu")
-    return controller.budgets.limited(rows, cpu) | repeat_to(controller.limits.reserved, rows, cpu)
+    limited = controller.budgets.limited(rows, cpu) | repeat_to(controller.limits.reserved, rows, cpu)
+    return limited if controller.steps is None else limited | controller.steps.on(rows, cpu).planned

@@ -13,10 +13,12 @@ from transformers import LogitsProcessorList, PreTrainedTokenizerBase
 from transformers.generation.streamers import BaseStreamer
 
 from budgetctl.cli.kv import cache_bytes, kv_cache
+from budgetctl.cli.plan import plan_accounts, plan_prompts
 from budgetctl.cli.requests import Request, Settings
 from budgetctl.controller import BudgetController
 from budgetctl.evals.load import LoadedModel
 from budgetctl.exit_probe import ProbeCost
+from budgetctl.plan.knob import follow_plans
 from budgetctl.sampling import SeededSampler
 from budgetctl.segments import split_sequence
 from budgetctl.telemetry import report_sequences
@@ -28,7 +30,7 @@ StreamerFactory = Callable[[BudgetController], BaseStreamer]
 class Answer:
     """One request answered: ``text`` is all that was generated, the rest as in ``ThoughtReport``; ``seconds`` is the
     time that its batch took, ``kv_peak_bytes`` what the batch held of keys and values at most, ``probe_cost`` what an early
-    exit cost, as in ``ProbeCost``."""
+    exit cost, as in ``ProbeCost``, ``plan`` what was followed, with what each step used."""
 
     prompt: str
     thinking: str
@@ -44,12 +46,16 @@ class Answer:
     seconds: float
     kv_peak_bytes: int | None = None
     probe_cost: dict[str, int] | None = None
+    plan: dict[str, object] | None = None
 
     def as_dict(self) -> dict[str, object]:
-        """The fields as JSON values; ``probe_cost`` only where there was an early exit to pay for."""
+        """The fields as JSON values; ``probe_cost`` only where there was an early exit to pay for, ``plan`` only where one was
+        asked for."""
         fields = asdict(self)
         if self.probe_cost is None:
             del fields["probe_cost"]
+        if self.plan is None:
+            del fields["plan"]
         return fields
 
 
@@ -90,9 +96,11 @@ def answer_batch(
     if temperature is None:
         own = model.generation_config
         temperature = (own.temperature or 1.0) if own.do_sample else 0.0
-    input_ids, mask, pad = _left_padded(tokenizer, [r.prompt for r in requests], model.device)
+    plans = plan_prompts(loaded, settings.plan if steered else None, [r.prompt for r in requests])
+    input_ids, mask, pad = _left_padded(tokenizer, [p.prompt for p in plans], model.device)
     width = input_ids.shape[1]
     controller = _controller(loaded, requests, settings, width, temperature, steered)
+    follow_plans(controller, [p.plan for p in plans], tokenizer, len(requests))
     processors = LogitsProcessorList([controller])
     if temperature > 0:
         processors.append(SeededSampler(seeds, width, temperature))
@@ -117,9 +125,11 @@ def answer_batch(
     costs: list[ProbeCost | None] = [None] * len(requests)
     if controller.early_exit is not None:
         costs = list(controller.early_exit.account(sequences))
+    accounts = plan_accounts(controller, sequences, width, reports)
     seconds = time.perf_counter() - started
     answers = []
-    for request, row, report, cost in zip(requests, sequences.tolist(), reports, costs, strict=True):
+    rows = zip(requests, sequences.tolist(), reports, costs, accounts, strict=True)
+    for request, row, report, cost, account in rows:
         parts = split_sequence(row, width, controller.delimiters)
         counts = report.as_dict()
         predicted = report.predicted_tokens
@@ -133,6 +143,7 @@ def answer_batch(
                 seconds=round(seconds, 3),
                 kv_peak_bytes=cache_bytes(output.past_key_values),
                 probe_cost=None if cost is None else asdict(cost),
+                plan=account,
                 **counts,  # type: ignore[arg-type]
             )
         )

@@ -25,8 +25,14 @@ from budgetctl.cli.options import (
     MaxNewTokens,
     MinThinkingTokens,
     Model,
+    PlanCacheFolder,
+    PlannerModel,
+    PlannerUrl,
+    PlanSchedule,
+    PlanText,
     Predictor,
     Seed,
+    ShowPlan,
     TargetTolerance,
     Temperature,
     ThinkingTarget,
@@ -54,6 +60,12 @@ def generate(
     answer_reserve: AnswerReserve = None,
     guidance_strength: GuidanceStrength = None,
     guided_steps: GuidedSteps = None,
+    plan: PlanText = None,
+    plan_schedule: PlanSchedule = None,
+    show_plan: ShowPlan = False,
+    planner: PlannerModel = None,
+    planner_url: PlannerUrl = None,
+    plan_cache: PlanCacheFolder = None,
     kv_budget: KVBudgetText = None,
     kv_policy: KVPolicy = None,
     kv_max_loss: KVMaxLoss = None,
@@ -79,6 +91,7 @@ def generate(
     with clean_stdout(as_json):
         from budgetctl.cli.batch_file import BadLine, read_batch_file
         from budgetctl.cli.kv import read_kv
+        from budgetctl.cli.plan import read_plan
         from budgetctl.cli.requests import Request, Settings, make_request, own_limits, read_early_exit
 
         settings = Settings(
@@ -90,6 +103,9 @@ def generate(
             extension_phrase=extension_phrase,
             transition_phrase=transition_phrase,
             early_exit=read_early_exit(early_exit),
+            plan=read_plan(
+                plan, plan_schedule, show_plan, planner, planner_url, plan_cache, embedded=model is None
+            ),
             kv=read_kv(kv_budget, kv_policy, kv_max_loss),
             temperature=temperature,
             seed=seed,

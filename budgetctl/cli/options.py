@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -189,5 +190,44 @@ KVMaxLoss = Annotated[
         metavar="MASS",
         help="A thought is told to finish when the attention of what was given up comes to this.",
         show_default=False,
+    ),
+]
+PlanText = Annotated[
+    str | None,
+    typer.Option(
+        "--plan",
+        metavar="auto|JSON|FILE",
+        help="Work in steps, each held to its share of the budget: auto makes a plan for each prompt, or give one, such as "
+        '["find the speed", {"text": "find the time", "weight": 2}].',
+        show_default=False,
+    ),
+]
+PlanSchedule = Annotated[
+    str | None,
+    typer.Option(
+        "--plan-schedule",
+        metavar="NAME",
+        help="How the steps share the budget: weighted (the default), uniform, linear, polynomial, exponential, cosine, rex, "
+        "uba, bam_eq6, bam_exact or greedy; some take a parameter, such as polynomial(3).",
+        show_default=False,
+    ),
+]
+ShowPlan = Annotated[bool, typer.Option("--show-plan", help="Write the plan into the prompt as well.")]
+PlannerModel = Annotated[
+    str | None,
+    typer.Option(
+        "--planner",
+        metavar="MODEL",
+        help="For --plan auto: a model behind an OpenAI-compatible endpoint; the model that answers if left out.",
+        show_default=False,
+    ),
+]
+PlannerUrl = Annotated[
+    str | None, typer.Option("--planner-url", metavar="URL", help="Of that endpoint.", show_default=False)
+]
+PlanCacheFolder = Annotated[
+    Path | None,
+    typer.Option(
+        "--plan-cache", metavar="DIR", help="Where plans that were made are kept.", show_default=False
     ),
 ]

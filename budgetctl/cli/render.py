@@ -53,6 +53,18 @@ def summary_line(answer: Answer) -> str:
     )
 
 
+def plan_lines(plan: dict[str, Any] | None) -> list[str]:
+    """A line a step, like ``step 1: 22 tokens of 25 · find the speed``; what the planner cost comes first."""
+    if plan is None or plan["source"] == "fallback":
+        return [] if plan is None else ["no plan was made: a single step"]
+    cost = f"planned in {plan['planner_tokens']} tokens" if plan["planner_tokens"] else "planned"
+    lines = [f"{cost}, shares {plan['schedule']}"]
+    for number, step in enumerate(plan["steps"], start=1):
+        late = "" if step["inside"] else " (late)"
+        lines.append(f"step {number}: {step['used']} tokens of {step['share']}{late} · {step['text']}")
+    return lines
+
+
 def _probes(cost: dict[str, int] | None) -> str:
     """Like `` · 2 trial answers of 14 tokens, 161 tokens read``."""
     if cost is None:
@@ -76,3 +88,5 @@ def show_answer(console: Console, answer: Answer) -> None:
     console.print(Text(answer.answer), soft_wrap=True)
     console.print()
     console.print(Text(summary_line(answer), style="cyan"), soft_wrap=True)
+    for line in plan_lines(answer.plan):
+        console.print(Text(line, style="cyan"), soft_wrap=True)

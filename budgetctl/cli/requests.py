@@ -17,6 +17,7 @@ from budgetctl.steering import GUIDED_STEPS
 
 if TYPE_CHECKING:
     from budgetctl.cli.kv import KVSettings
+    from budgetctl.cli.plan import PlanSettings
 
 #: What each prompt may have of its own, by name.
 LIMITS = ("effort", "thinking_budget", "thinking_target", "target_tolerance", "min_thinking_tokens")
@@ -50,6 +51,7 @@ class Settings:
     extension_phrase: str | None = None
     transition_phrase: str | None = None
     early_exit: EarlyExit | None = None
+    plan: PlanSettings | None = None
     kv: KVSettings | None = None
     temperature: float | None = None
     seed: int = 0

@@ -24,6 +24,7 @@ CALL_KNOBS = (
     "guidance_strength",
     "guided_steps",
     "early_exit",
+    "plan",
     "kv_budget",
     "kv_policy",
     "kv_max_loss",

@@ -32,6 +32,7 @@ from budgetctl.integrations.callback import OnReport, ReportCallback
 from budgetctl.integrations.kv_hooks import KV_KNOBS, begin_cache, keep_attention
 from budgetctl.integrations.wrapping import unwrap
 from budgetctl.phrases import phrase_ids
+from budgetctl.plan.knob import follow_plans
 from budgetctl.predictors.artifact import PredictorArtifact, check_model, load_predictor
 from budgetctl.predictors.calibrate import level_for
 from budgetctl.predictors.hidden_state import LogitsHiddenState, recovery_error
@@ -54,6 +55,7 @@ KNOBS: dict[str, object] = {
     "guidance_strength": None,
     "guided_steps": None,
     "early_exit": None,
+    "plan": None,
     "kv_budget": None,
     "kv_policy": None,
     "kv_max_loss": None,
@@ -132,6 +134,7 @@ class Installation:
             **(settings | rows),
         )
         controller.budgets.check_rows(prompts)
+        follow_plans(controller, getattr(config, "plan", None), self.tokenizer, prompts)
         return controller
 
     def _early_exit(self, config: GenerationConfig, delimiters: ThinkingDelimiters) -> ExitProbe | None:
@@ -254,6 +257,8 @@ def _with_controller(installation: Installation) -> Callable[..., LogitsProcesso
             else:
                 why = "continuous batching leaves no forward pass for probes"
                 _refuse(generation_config, why, "use generate", ("early_exit",))
+                why = "continuous batching follows no plans"
+                _refuse(generation_config, why, "use generate", ("plan",))
                 why = "continuous batching has a paged cache of its own"
                 _refuse(generation_config, why, "use generate", KV_KNOBS)
                 installation.batching = batching.batched_budgets(installation, generation_config)

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 import torch
 
+from budgetctl.apportion import apportion
 from budgetctl.errors import CacheError
 
 
@@ -41,7 +42,11 @@ def by_sensitivity(
     Raises:
         CacheError: for a floor outside [0, 1], or no layers.
     """
-    low, high = min(alignment, default=0.0), max(alignment, default=0.0)
+    if not alignment:
+        raise CacheError(
+            "no layers to share slots out to: expected the alignment of each; see profiles.key_alignment"
+        )
+    low, high = min(alignment), max(alignment)
     spread = high - low or 1.0
     weights = [(1 - (a - low) / spread) ** power if high > low else 1.0 for a in alignment]
     least = _floor(capacity, floor)
@@ -161,34 +166,6 @@ def by_need(
             break
         found[i] += 1
     return found
-
-
-def apportion(total: int, weights: Sequence[float], floors: Sequence[int]) -> list[int]:
-    """Whole numbers that sum to ``total``: each its floor, and of the rest a share by weight (largest remainders).
-
-    Args:
-        total: to share out, at least the sum of ``floors``.
-        weights: not negative; all zero counts as all equal.
-        floors: as many.
-
-    Raises:
-        CacheError: when the floors do not fit, or for a weight that is negative or no number.
-    """
-    rest = total - sum(floors)
-    if not weights or len(weights) != len(floors) or rest < 0 or not all(0 <= w < math.inf for w in weights):
-        raise CacheError(
-            f"{total} slots with floors {list(floors)} and weights {list(weights)}: expected floors that fit into the total "
-            "and as many weights, none negative"
-        )
-    scale = max(weights)
-    shares = [w / scale for w in weights] if scale > 0 else [1.0] * len(weights)
-    whole = math.fsum(shares)
-    exact = [rest * share / whole for share in shares]
-    found = [math.floor(x) for x in exact]
-    order = sorted(range(len(exact)), key=lambda i: (found[i] - exact[i], i))
-    for i in range(rest - sum(found)):
-        found[order[i % len(order)]] += 1
-    return [floor + share for floor, share in zip(floors, found, strict=True)]
 
 
 def _floor(capacity: int, floor: float) -> int:
