@@ -20,7 +20,6 @@ from budgetctl.evals.runner import chat_prompts
 from budgetctl.reasoner.load import load_reasoner
 from budgetctl.reasoner.tasks import take_questions
 from budgetctl.spelling import decode, encode
-from budgetctl.training.hbpo import OPENING
 from budgetctl.training.rollouts import free
 from budgetctl.training.sampler import RowSampler, row_seeds
 
@@ -40,6 +39,8 @@ def main(
     seed: Annotated[int, typer.Option(help="of questions and sampling")] = 1,
 ) -> None:
     """Write the examples."""
+    from budgetctl.training.hbpo import OPENING
+
     model, tokenizer = load_reasoner()
     delimiters = find_delimiters(tokenizer)
     sampler = RowSampler(model, tokenizer.pad_token_id, delimiters.eos_ids, round_tokens=32)
