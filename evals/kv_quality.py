@@ -69,8 +69,8 @@ def kept_reading(path: Path, make: Callable[[], Reading]) -> Reading:
     """The reading of an earlier run at ``path``; made now, and written whole, when there is none."""
     if not path.exists():
         found = make()
-        rows = zip(found.nll.round(6).tolist(), found.likeliest.tolist(), strict=True)
-        write_jsonl(path, ({"peak": found.peak, "nll": nll, "likeliest": top} for nll, top in rows))
+        by_text = zip(found.nll.round(6).tolist(), found.likeliest.tolist(), strict=True)
+        write_jsonl(path, ({"peak": found.peak, "nll": nll, "likeliest": top} for nll, top in by_text))
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     return Reading(
         np.array([row["nll"] for row in rows]),

@@ -14,7 +14,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import typer
 from rich.console import Console
 from transformers import Cache, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase

@@ -26,8 +26,9 @@ class StepwiseAttention(nn.Module):
         prompt: tokens.
     """
 
-    def __init__(self, attention: nn.Module, prompt: int) -> None:
+    def __init__(self, attention: Any, prompt: int) -> None:
         super().__init__()
+        self.layer_idx: int = attention.layer_idx
         self.attention, self.prompt = attention, prompt
         self.peak = 0  # most slots a head that the layer held at a time
 
@@ -42,7 +43,7 @@ class StepwiseAttention(nn.Module):
     ) -> tuple[torch.Tensor, None]:
         assert position_ids is not None
         assert past_key_values is not None
-        layer = past_key_values.layers[self.attention.layer_idx]
+        layer = past_key_values.layers[self.layer_idx]
         outputs = []
         stops = [self.prompt, *range(self.prompt + 1, hidden_states.shape[1] + 1)]
         for start, stop in zip([0, *stops], stops, strict=False):
@@ -63,7 +64,7 @@ class StepwiseAttention(nn.Module):
                 )[0]
             )
         if isinstance(past_key_values, BudgetCache):
-            held = past_key_values.positions(self.attention.layer_idx) >= 0
+            held = past_key_values.positions(self.layer_idx) >= 0
             self.peak = max(self.peak, int(held.sum(2).max()))
         return torch.cat(outputs, 1), None
 

@@ -10,8 +10,8 @@ import torch
 from torch.nn import functional as F
 from transformers import Cache, PreTrainedModel
 
-from budgetctl.evals.metrics import Interval, bootstrap_mean
 from budgetctl.evals.kv_stepwise import stepwise
+from budgetctl.evals.metrics import Interval, bootstrap_mean
 
 
 @dataclass(frozen=True)

@@ -124,7 +124,7 @@ def _worked(tokenizer: PreTrainedTokenizerBase, split: str, each: int, length: i
     problems = _problems(split)
     found = []
     for at in range(each):
-        text, ids = "", []
+        text, ids = "", list[int]()
         while len(ids) < length:
             question, solution = next(problems)
             text += f"Question: {question}\nAnswer: {solution}\n\n"
