@@ -40,7 +40,7 @@ class BudgetCache(Cache):
         policy: what to give up, or the name of it in ``budgetctl.kv.policies.POLICIES``; ``decayed-max`` by default.
         sinks: first tokens that stay.
         recent: latest tokens that stay; by default 32, or a quarter of the smallest capacity.
-        prompt_share: a prompt of at most this share of a head's slots stays whole.
+        prompt_share: a prompt of at most this share of a head's slots stays whole; a longer one competes by importance.
         answer_overflow: what an answer does that is longer than the slots it can have: ``raise`` a CacheError, or
             ``evict`` its own tokens by importance, the first of them.
         evicted: keep account of the attention that evicted tokens had (:meth:`evicted_mass`).
@@ -59,7 +59,7 @@ class BudgetCache(Cache):
         *,
         sinks: int = 4,
         recent: int | None = None,
-        prompt_share: float = 0.5,
+        prompt_share: float = 0.2,
         answer_overflow: str = "raise",
         evicted: bool = False,
         _rows: int | None = None,

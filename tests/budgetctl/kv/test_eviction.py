@@ -85,7 +85,7 @@ def test_rows_follow_when_they_are_reordered_selected_and_repeated(
 @torch.no_grad()
 def test_2000_tokens_in_the_same_bytes_and_protected_ones_never_leave(qwen: PreTrainedModel) -> None:
     qwen.set_attn_implementation("budget_kv")
-    cache = BudgetCache(qwen.config, [40, [30, 24]], recent=5, sinks=3)
+    cache = BudgetCache(qwen.config, [40, [30, 24]], recent=5, sinks=3, prompt_share=0.5)
     token = torch.randint(1, 50, (2, 12), generator=torch.Generator().manual_seed(0))
     size = addresses = None
     for step in range(2000):
