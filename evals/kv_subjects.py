@@ -117,7 +117,7 @@ class _Press:
     """kvpress' DecodingPress, whose hooks come and go without its count of steps being lost."""
 
     def __init__(self, target: int, interval: int) -> None:
-        from kvpress import DecodingPress, SnapKVPress  # type: ignore[import-not-found]
+        from kvpress import DecodingPress, SnapKVPress
 
         self._press = DecodingPress(
             SnapKVPress(window_size=SNAP_QUERIES), compression_interval=interval, target_size=target
