@@ -164,7 +164,7 @@ def test_what_rows_of_their_own_cannot_do(qwen: PreTrainedModel, prompts: Any) -
 def test_an_answer_that_outgrows_its_slots_gives_up_its_own_first_tokens(qwen: PreTrainedModel) -> None:
     qwen.set_attn_implementation("budget_kv")
     prompt = torch.randint(1, 50, (1, 10), generator=torch.Generator().manual_seed(0))
-    cache = BudgetCache(qwen.config, 40, recent=6, answer_overflow="evict")
+    cache = BudgetCache(qwen.config, 40, recent=6, answer_overflow="evict", prompt_share=0.5)
     token = qwen(prompt, past_key_values=cache).logits[:, -1:].argmax(2)
     cache.begin_answer()
     for step in range(150):
