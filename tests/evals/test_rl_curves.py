@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from budgetctl.evals import rl_curves, rl_warm_up
+from budgetctl.evals import rl_curves, rl_openings, rl_warm_up
+from budgetctl.evals.load import load_model
 from budgetctl.evals.rl_curves import (
     accuracy_table,
     difference_table,
@@ -22,6 +23,7 @@ from budgetctl.evals.rl_curves import (
 from budgetctl.evals.rl_warm_up import least_budget
 from budgetctl.evals.runner import Record
 from budgetctl.reasoner.load import WEIGHTS, load_reasoner
+from budgetctl.reasoner.tasks import take_questions
 
 pytest.importorskip("matplotlib")
 
@@ -124,3 +126,14 @@ def test_the_evaluation_runs_and_goes_on_from_its_records(
     monkeypatch.setattr(rl_curves, "ask", None)
     rl_curves.main(str(WEIGHTS), after, **options)
     assert capsys.readouterr().out == first
+
+
+def test_thoughts_are_opened_by_the_sentence_and_counted_without_it() -> None:
+    loaded = load_model(None)
+    questions = take_questions("test", 3)
+    plain = rl_openings.opened_thoughts(loaded, questions, "", 48)
+    assert rl_openings.opened_thoughts(loaded, questions[:1], "", 48) == ([plain[0][0]], [plain[1][0]])
+    assert any(plain[1])
+    closed = rl_openings.opened_thoughts(loaded, questions, "Stop.\n", 48)
+    assert closed[0] != plain[0]
+    assert max(plain[0]) <= 48
