@@ -27,7 +27,7 @@ from budgetctl.reasoner.tasks import Question, take_questions
 BUDGETS = (16, 32, 48, 64, 96)
 LEVELS = ((1, 2), (3, 4), (5, 6), (7, 8), (9, 10))
 #: Steps over which a learning curve is averaged.
-WINDOW = 5
+WINDOW = 10
 
 
 def budget_records(
@@ -67,6 +67,20 @@ def accuracy_table(records: dict[str, dict[int | None, list[Record]]]) -> list[s
     return lines
 
 
+def difference_table(records: dict[str, dict[int | None, list[Record]]], reference: str) -> list[str]:
+    """Paired differences in accuracy to ``reference`` by budget, for the models other than it and the first."""
+    names = [name for name in list(records)[1:] if name != reference]
+    lines = [f"| thinking budget, less {reference} | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
+    for budget, kept in records[reference].items():
+        base = [record.correct for record in kept]
+        changes = (
+            paired_difference([r.correct for r in records[n][budget]], base, resamples=2000) for n in names
+        )
+        cells = " | ".join(f"{c.mean:+.3f} [{c.low:+.3f}, {c.high:+.3f}]" for c in changes)
+        lines.append(f"| {'none' if budget is None else budget} | {cells} |")
+    return lines
+
+
 def length_table(records: dict[str, dict[int | None, list[Record]]]) -> list[str]:
     """Mean thinking tokens and accuracy of unlimited thoughts by difficulty."""
     lines = [f"| steps | {' | '.join(records)} |", "|---" * (len(records) + 1) + "|"]
@@ -85,9 +99,9 @@ def length_table(records: dict[str, dict[int | None, list[Record]]]) -> list[str
 
 
 def learning_curve(run: Path, name: str) -> tuple[list[int], list[float]]:
-    """(tokens that the trainer has seen, value of a metric) at each logged step of a run."""
+    """(optimizer step, value of a metric) at each logged step of a run."""
     history = json.loads((run / "trainer_state.json").read_text(encoding="utf-8"))["log_history"]
-    points = [(row["num_tokens"], row[name]) for row in history if row.get(name) is not None]
+    points = [(row["step"], row[name]) for row in history if row.get(name) is not None]
     return [int(x) for x, _ in points], [y for _, y in points]
 
 
@@ -99,23 +113,25 @@ def smooth(values: Sequence[float], window: int = WINDOW) -> np.ndarray:
 
 
 def draw(runs: dict[str, Path], records: dict[str, dict[int | None, list[Record]]], figure: Path) -> None:
-    """Training accuracy and thinking tokens over tokens, and held-out accuracy against the mean thinking tokens."""
+    """Accuracy and thinking tokens of the training rollouts by step, and held-out accuracy against thinking tokens."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
     canvas, (right, length, budget) = plt.subplots(1, 3, figsize=(13, 3.8), constrained_layout=True)
+    colors = {name: f"C{number}" for number, name in enumerate(runs)}
     for name, run in runs.items():
         for axis, metric in ((right, "rewards/accuracy/mean"), (length, "rollout/thinking_tokens")):
-            tokens, values = learning_curve(run, metric)
-            axis.plot(np.array(tokens) / 1000, smooth(values), label=name)
+            steps, values = learning_curve(run, metric)
+            axis.plot(steps, smooth(values), label=name, color=colors[name])
     for name, kept in records.items():
         means = [np.mean([r.thinking_tokens for r in rows]) for rows in kept.values()]
-        budget.plot(means, [np.mean([r.correct for r in rows]) for rows in kept.values()], "o-", label=name)
-    right.set(title="training rollouts", xlabel="thousand tokens", ylabel="accuracy of rollouts")
-    length.set(title="training rollouts", xlabel="thousand tokens", ylabel="thinking tokens")
-    budget.set(title="held-out, hard cut", xlabel="mean thinking tokens", ylabel="accuracy")
+        share = [np.mean([r.correct for r in rows]) for rows in kept.values()]
+        budget.plot(means, share, "o-", label=name, color=colors.get(name, "gray"), markersize=4)
+    right.set(title="training rollouts, each as its method makes them", xlabel="step", ylabel="accuracy")
+    length.set(title=f"training rollouts, means of {WINDOW} steps", xlabel="step", ylabel="thinking tokens")
+    budget.set(title="held-out, cut at a budget", xlabel="mean thinking tokens", ylabel="accuracy")
     for axis in (right, length, budget):
         axis.legend(fontsize=8)
         axis.grid(alpha=0.3)
@@ -127,11 +143,18 @@ def main(
     before: Annotated[str, typer.Option(help="directory of the checkpoint that the runs began with")],
     after: Annotated[list[str], typer.Option(help="NAME=DIRECTORY of a trained model")],
     count: Annotated[int, typer.Option("--n", help="held-out questions")] = 256,
+    reference: Annotated[
+        str | None, typer.Option(help="name of a run that the others are compared with")
+    ] = None,
     out: Annotated[Path, typer.Option(help="folder for the records")] = Path("runs/rl/eval"),
     figure: Annotated[Path | None, typer.Option(help="where to draw the curves")] = None,
 ) -> None:
     """Print the tables, and draw the curves."""
     runs = {name: Path(folder) for name, _, folder in (text.partition("=") for text in after)}
+    if reference is not None and reference not in runs:
+        raise typer.BadParameter(
+            f"reference {reference!r}: expected one of {', '.join(runs)}; name a run of --after"
+        )
     questions = take_questions("test", count)
     budgets: tuple[int | None, ...] = (*BUDGETS, None)
     records: dict[str, dict[int | None, list[Record]]] = {}
@@ -148,6 +171,8 @@ def main(
                 for budget in budgets
             }
     lines = [*accuracy_table(records), "", *length_table(records)]
+    if reference is not None:
+        lines += ["", *difference_table(records, reference)]
     Console().print("\n".join(lines), markup=False, soft_wrap=True)
     if figure is not None:
         draw(runs, records, figure)

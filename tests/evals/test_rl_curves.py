@@ -10,11 +10,20 @@ from typing import Any
 import numpy as np
 import pytest
 
-from budgetctl.evals import rl_curves, rl_warm_up
-from budgetctl.evals.rl_curves import accuracy_table, draw, learning_curve, length_table, smooth
+from budgetctl.evals import rl_curves, rl_openings, rl_warm_up
+from budgetctl.evals.load import load_model
+from budgetctl.evals.rl_curves import (
+    accuracy_table,
+    difference_table,
+    draw,
+    learning_curve,
+    length_table,
+    smooth,
+)
 from budgetctl.evals.rl_warm_up import least_budget
 from budgetctl.evals.runner import Record
 from budgetctl.reasoner.load import WEIGHTS, load_reasoner
+from budgetctl.reasoner.tasks import take_questions
 
 pytest.importorskip("matplotlib")
 
@@ -58,6 +67,13 @@ def test_tables_hold_means_and_paired_differences(
     assert lengths[-1].startswith("| all | 55 [")
 
 
+def test_runs_are_compared_with_a_reference(records: dict[str, dict[int | None, list[Record]]]) -> None:
+    records["brpo"] = records["before"]
+    head, _, *rows = difference_table(records, "hbpo")
+    assert head == "| thinking budget, less hbpo | brpo |"
+    assert [row.split("[")[0] for row in rows] == ["| 16 | -0.200 ", "| none | -0.200 "]
+
+
 def test_smoothing_is_a_mean_of_the_last_values() -> None:
     values = [3.0, 1.0, 4.0, 1.0, 5.0, 9.0, 2.0]
     expected = [np.mean(values[max(0, i - 2) : i + 1]) for i in range(len(values))]
@@ -67,12 +83,9 @@ def test_smoothing_is_a_mean_of_the_last_values() -> None:
 def test_curves_are_read_from_the_trainers_state_and_drawn(
     records: dict[str, dict[int | None, list[Record]]], tmp_path: Path
 ) -> None:
-    log = [
-        {"num_tokens": 100 * i, "rewards/accuracy/mean": i / 4, "rollout/thinking_tokens": 9 - i}
-        for i in range(4)
-    ]
+    log = [{"step": i, "rewards/accuracy/mean": i / 4, "rollout/thinking_tokens": 9 - i} for i in range(4)]
     (tmp_path / "trainer_state.json").write_text(json.dumps({"log_history": [*log, {"train_loss": 0.1}]}))
-    assert learning_curve(tmp_path, "rollout/thinking_tokens") == ([0, 100, 200, 300], [9, 8, 7, 6])
+    assert learning_curve(tmp_path, "rollout/thinking_tokens") == ([0, 1, 2, 3], [9, 8, 7, 6])
     draw({"hbpo": tmp_path}, records, tmp_path / "plots" / "curves.png")
     assert (tmp_path / "plots" / "curves.png").stat().st_size > 10_000
 
@@ -101,7 +114,7 @@ def test_the_evaluation_runs_and_goes_on_from_its_records(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(WEIGHTS, tmp_path / "same")
-    log = [{"num_tokens": 9, "rewards/accuracy/mean": 1.0, "rollout/thinking_tokens": 3.0}]
+    log = [{"step": 1, "rewards/accuracy/mean": 1.0, "rollout/thinking_tokens": 3.0}]
     (tmp_path / "same" / "trainer_state.json").write_text(json.dumps({"log_history": log}))
     monkeypatch.setattr(rl_curves, "BUDGETS", (8,))
     options: dict[str, Any] = {"count": 3, "out": tmp_path / "eval", "figure": tmp_path / "curves.png"}
@@ -113,3 +126,14 @@ def test_the_evaluation_runs_and_goes_on_from_its_records(
     monkeypatch.setattr(rl_curves, "ask", None)
     rl_curves.main(str(WEIGHTS), after, **options)
     assert capsys.readouterr().out == first
+
+
+def test_thoughts_are_opened_by_the_sentence_and_counted_without_it() -> None:
+    loaded = load_model(None)
+    questions = take_questions("test", 3)
+    plain = rl_openings.opened_thoughts(loaded, questions, "", 48)
+    assert rl_openings.opened_thoughts(loaded, questions[:1], "", 48) == ([plain[0][0]], [plain[1][0]])
+    assert any(plain[1])
+    closed = rl_openings.opened_thoughts(loaded, questions, "Stop.\n", 48)
+    assert closed[0] != plain[0]
+    assert max(plain[0]) <= 48
