@@ -24,7 +24,7 @@ from rich.console import Console
 from budgetctl.evals.load import LoadedModel, load_model
 from budgetctl.evals.metrics import bootstrap_mean, paired_difference
 from budgetctl.evals.output import progress_bar, write_text
-from budgetctl.evals.plan_arms import Arm, arm_records, uses_of
+from budgetctl.evals.plan_arms import Arm, arm_records, breaks_off, uses_of
 from budgetctl.evals.runner import Record, kept_records
 from budgetctl.plan.difficulty import weigh_by_length
 from budgetctl.plan.plan import Plan
@@ -143,6 +143,7 @@ def summarise(
         "e3_high": high,
         "steps_inside": float(np.mean([step.inside and step.begun for steps in uses for step in steps])),
         "all_begun": float(np.mean([all(step.begun for step in steps) for steps in uses])),
+        "broken_off": float(np.mean([breaks_off(loaded, record) for record in records])),
         "forced": float(np.mean([r.close == "forced" for r in records])),
     }
     if arm.shown or arm.schedule:
@@ -161,8 +162,8 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     """Markdown of the summaries."""
     lines = [
         "| tokens a turn | system | accuracy [95 %] | thinking tokens (budget) | over budget | E³ [95 %] | E³, planner counted "
-        "| steps inside | gain [95 %] | tokens more |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| steps inside | broken off | gain [95 %] | tokens more |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for r in rows:
         gain = f"{r['gain']:+.3f} [{r['gain_low']:+.3f}, {r['gain_high']:+.3f}]" if "gain" in r else ""
@@ -171,7 +172,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
         lines.append(
             f"| {r['a_turn']:g} | {r['system']} | {r['accuracy']:.3f} [{r['accuracy_low']:.3f}, {r['accuracy_high']:.3f}] "
             f"| {r['thinking_tokens']:.1f} ({r['budget']:.1f}) | {r['over_budget']:.2f} | {r['e3']:.1f} [{r['e3_low']:.1f}, "
-            f"{r['e3_high']:.1f}] | {planner} | {r['steps_inside']:.2f} | {gain} | {more} |"
+            f"{r['e3_high']:.1f}] | {planner} | {r['steps_inside']:.2f} | {r['broken_off']:.2f} | {gain} | {more} |"
         )
     return "\n".join(lines)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -21,6 +22,9 @@ from budgetctl.reasoner.tasks import Question
 
 #: Words that a token of the embedded reasoner's free thoughts comes to (3,798 words in 11,162 tokens).
 WORDS_A_TOKEN = 0.34
+
+#: A line of a thought that stops before its result.
+_BROKEN = re.compile(r"\d?[-+\d]*=?|We are.*[^.]|check \d [-+]?\d?( is)?( \d)?|S\w* ?\d?\+?\d?=?")
 
 
 @dataclass(frozen=True)
@@ -108,3 +112,9 @@ def uses_of(loaded: LoadedModel, records: Sequence[Record], plans: Sequence[Plan
     )
     limits = RowLimits.build(thinking_budget=totals)
     return step_use(row_plans, limits, ids, len(opening), loaded.delimiters, totals)
+
+
+def breaks_off(loaded: LoadedModel, record: Record) -> bool:
+    """Whether a line of the thought other than its last one stops before its result, so that what follows lacks it."""
+    text = loaded.tokenizer.decode(list(record.new_ids[: record.thinking_tokens]))
+    return any(_BROKEN.fullmatch(line) for line in text.rstrip("\n").split("\n")[:-1] if line)

@@ -152,14 +152,14 @@ class StepGuide:
         ended = fresh | boundaries.at_end(input_ids)
         # The heading of the step that is in its mark, or of the next.
         current, following = now.number.clamp(min=1) - 1, now.number.clamp(max=plans.headings.shape[1] - 1)
-        written = self._written(input_ids, reading, plans, current)
+        written = self._written(input_ids, reading, plans, current, boundaries.line)
         length = plans.heading_lengths.gather(1, current[:, None])[:, 0]
         marked = plans.mark_in_heading.gather(1, current[:, None])[:, 0]
         unfinished = rows & (now.number > 0) & (written >= marked) & (written > 0) & (written < length)
         unfinished = unfinished & (left > length - written)
         token = self._token(plans, current, written)
 
-        progress = self._written(input_ids, reading, plans, following)
+        progress = self._written(input_ids, reading, plans, following, boundaries.line)
         size = plans.heading_lengths.gather(1, following[:, None])[:, 0]
         breaks = torch.zeros_like(fresh)
         if self.plans.newline is not None:
@@ -181,7 +181,12 @@ class StepGuide:
         return plans.headings[rows, step, at.clamp(max=plans.headings.shape[2] - 1)]
 
     def _written(
-        self, input_ids: torch.Tensor, reading: Reading, plans: PlanTensors, step: torch.Tensor
+        self,
+        input_ids: torch.Tensor,
+        reading: Reading,
+        plans: PlanTensors,
+        step: torch.Tensor,
+        line: torch.Tensor,
     ) -> torch.Tensor:
         """[B] int64: tokens of the heading of ``step`` [B] (from 0) that the row ends with, from a line's beginning on."""
         rows = torch.arange(len(step), device=step.device)
@@ -194,7 +199,6 @@ class StepGuide:
         # Row s of the index: the last s tokens, which the heading's first s are compared with.
         ends = tail[:, (most + 1 - sizes[:, None] + places).clamp(max=most)]
         same = ((ends == heading[:, None, :]) | (places >= sizes[:, None])).all(2)
-        line = self.plans.line.to(input_ids.device)
         before = tail[:, most - sizes]
         fresh = (line[before.clamp(min=0)] & (before >= 0)) | (start[:, None] == width - sizes)
         there = same & fresh & (sizes <= length[:, None]) & (start[:, None] <= width - sizes)

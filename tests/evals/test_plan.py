@@ -13,7 +13,7 @@ import torch
 
 from budgetctl.evals import plan as evaluation
 from budgetctl.evals.load import LoadedModel, load_model
-from budgetctl.evals.plan_arms import shown_prompt, uses_of
+from budgetctl.evals.plan_arms import breaks_off, shown_prompt, uses_of
 from budgetctl.evals.runner import Record
 from budgetctl.predictors.artifact import describe_model, save_predictor
 from budgetctl.predictors.gamma import GammaLengthPredictor, GammaPredictorConfig
@@ -66,6 +66,24 @@ def test_steps_are_told_from_the_tokens_of_an_answer(loaded: LoadedModel, record
     assert [step.begun for step in uses[1]] == [True, True, False]
     assert sum(step.share for step in uses[0]) == 20
     assert uses[0][2].inside == (sum(sizes) <= 20)
+
+
+@pytest.mark.parametrize(
+    ("text", "broken"),
+    [
+        ("9+3=2\n1-4=7\nSum 2+7=9\n", False),
+        ("9+3=2\n2-\n1-4=7\n", True),
+        ("9+3=2\n2-1=\n1-4=7\n", True),
+        ("9+3=2\n1-4", False),
+        ("We are at 9, then +3 brings us to 2.\nWe are at 1\nSum 2+7=9\n", True),
+        ("9+3=2\ncheck 2 -3 is 9 ok\nWait, check again.\n9+3=2\nSame.\nSum 2+7=9\n", False),
+    ],
+)
+def test_a_line_without_its_result_is_broken_off(
+    text: str, broken: bool, loaded: LoadedModel, record: Record
+) -> None:
+    ids = loaded.tokenizer.encode(text, add_special_tokens=False)
+    assert breaks_off(loaded, replace(record, new_ids=tuple(ids), thinking_tokens=len(ids))) == broken
 
 
 def test_what_the_published_system_shows() -> None:
