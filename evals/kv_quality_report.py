@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from budgetctl.evals.kv_quality import Cell
 
 #: What others are compared with: budgetctl's default policy.
-DEFAULT = "decayed-max"
+DEFAULT = "diverse-max"
 HEADER = ("slots", "cache", "nats a token more [95 %]", "same top-1 [95 %]", f"against {DEFAULT} [95 %]")
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from budgetctl.evals.kv_reasoner import Answered
 
 #: What others are compared with: budgetctl's default policy.
-DEFAULT = "decayed-max"
+DEFAULT = "diverse-max"
 HEADER = (
     "slots",
     "policy",

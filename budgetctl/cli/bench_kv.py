@@ -34,7 +34,7 @@ def kv(
     capacity: Annotated[
         int, typer.Option(help="Slots a head of a BudgetCache; 0 for as many as tokens.", min=0)
     ] = 2048,
-    policies: Annotated[str, typer.Option(help="Policies of a BudgetCache, by commas.")] = "decayed-max",
+    policies: Annotated[str, typer.Option(help="Policies of a BudgetCache, by commas.")] = "diverse-max",
     shape: Annotated[
         list[str] | None,
         typer.Option(help="Model of these shapes with random weights: qwen3-0.6b, qwen3-1.7b, qwen3-8b."),

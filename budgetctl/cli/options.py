@@ -178,7 +178,7 @@ KVPolicy = Annotated[
     typer.Option(
         "--kv-policy",
         metavar="NAME",
-        help="What is given up beyond --kv-budget: decayed-max (the default), window, h2o, tova, defensive, snapkv, r-kv "
+        help="What is given up beyond --kv-budget: diverse-max (the default), decayed-max, window, h2o, tova, defensive, snapkv, r-kv "
         "or keydiff.",
         show_default=False,
     ),

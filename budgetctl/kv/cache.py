@@ -37,7 +37,7 @@ class BudgetCache(Cache):
         config: of a decoder-only model whose layers attend to all tokens.
         capacity: slots a key-value head: one number, one a layer, or one a head of each layer (see
             ``budgetctl.kv.allocators``). For other capacities in each row see :meth:`by_row`.
-        policy: what to give up, or the name of it in ``budgetctl.kv.policies.POLICIES``; ``decayed-max`` by default.
+        policy: what to give up, or the name of it in ``budgetctl.kv.policies.POLICIES``; ``diverse-max`` by default.
         sinks: first tokens that stay.
         recent: latest tokens that stay; by default 32, or a quarter of the smallest capacity.
         prompt_share: a prompt of at most this share of a head's slots stays whole; a longer one competes by importance.

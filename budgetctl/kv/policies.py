@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from budgetctl.errors import CacheError
 from budgetctl.kernels.kv_state import Group, Rule, SlotState
-from budgetctl.kv.scores import guarded, pooled, redundancy
+from budgetctl.kv.scores import difference, guarded, pooled, redundancy
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ class Policy:
 
 @dataclass(frozen=True)
 class DecayedMax(Policy):
-    """The default: the largest attention a key got from any query and head of its group, fading by ``decay`` a token.
+    """The largest attention a key got from any query and head of its group, fading by ``decay`` a token.
 
     The worst case of DefensiveKV (arXiv 2510.13334), followed online. Without fading it is worse than a sliding window,
     because each key is looked at when it is new and never loses that. Times the norm of the value, and not below
@@ -130,6 +130,42 @@ class DecayedMax(Policy):
 
     def scores(self, state: SlotState, width: int | None = None) -> torch.Tensor:
         return guarded(state, width, self.prior) if self.prior else state.heads(state.importance, width)
+
+
+@dataclass(frozen=True)
+class DiverseMax(Policy):
+    """The default: attention and novelty, i / mean(i) + ``novelty`` x d / mean(d), means over the head's keys.
+
+    i is the importance of :class:`DecayedMax` without the value, d = 1 - cosine of the key to the mean direction of the
+    head's keys (as KeyDiff, arXiv 2504.15364). Attention alone gives up what has not been looked at lately, even where
+    it stands for nothing else in the cache and will be needed once; novelty alone gives up what is looked at all the
+    time. R-KV (arXiv 2505.24133) adds the two as well, from a window and with every pair of keys.
+    """
+
+    decay: float = 0.97
+    novelty: float = 3.0
+    usual_interval: ClassVar[int] = 4
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.novelty < float("inf"):
+            raise CacheError(
+                f"DiverseMax with novelty={self.novelty}: expected a number of at least 0; 0 leaves it out"
+            )
+
+    @property
+    def fading(self) -> float:
+        return self.decay
+
+    def scores(self, state: SlotState, width: int | None = None) -> torch.Tensor:
+        empty = state.head_positions(width) < 0
+        parts = (state.heads(state.importance, width), difference(state, width))
+        tiny = torch.finfo(state.importance.dtype).tiny
+        count = (~empty).sum(2, keepdim=True).clamp(min=1)
+        means = [
+            part.masked_fill(empty, 0.0).sum(2, keepdim=True).div(count).clamp(min=tiny) for part in parts
+        ]
+        return parts[0] / means[0] + self.novelty * parts[1] / means[1]
 
 
 @dataclass(frozen=True)
@@ -261,14 +297,12 @@ class KeyDiff(Policy):
     usual_interval: ClassVar[int] = 16
 
     def scores(self, state: SlotState, width: int | None = None) -> torch.Tensor:
-        work = state.importance.dtype
-        directions = F.normalize(state.heads(state.keys, width).to(work), dim=3)
-        directions = directions.masked_fill((state.head_positions(width) < 0)[..., None], 0.0)
-        return -F.cosine_similarity(directions, directions.sum(2, keepdim=True), dim=3)
+        return difference(state, width) - 1
 
 
 #: Policies by name, as the command line and configurations give them.
 POLICIES: dict[str, type[Policy]] = {
+    "diverse-max": DiverseMax,
     "decayed-max": DecayedMax,
     "window": Window,
     "h2o": HeavyHitters,
@@ -289,7 +323,7 @@ def find_policy(policy: Policy | str | None) -> Policy:
     if isinstance(policy, Policy):
         return policy
     if policy is None:
-        return DecayedMax()
+        return DiverseMax()
     if policy not in POLICIES:
         raise CacheError(f"unknown policy {policy!r}: expected one of {', '.join(POLICIES)}")
     return POLICIES[policy]()

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from budgetctl.kernels.kv_reference import guarded
 from budgetctl.kernels.kv_state import SlotState
 
-__all__ = ["guarded", "pooled", "redundancy"]
+__all__ = ["difference", "guarded", "pooled", "redundancy"]
 
 #: Rows of the similarity matrix that are held at a time.
 BLOCK = 256
@@ -55,3 +55,18 @@ def redundancy(state: SlotState, similar: float, width: int | None = None) -> to
         total += cosine.scatter_(3, latest, spared).sum(2)
     count = (~empty).sum(2, keepdim=True).clamp(min=1)
     return (total / count).masked_fill(empty, -torch.inf).softmax(2).nan_to_num(nan=0.0)
+
+
+def difference(state: SlotState, width: int | None = None) -> torch.Tensor:
+    """How little a key points where the head's keys point (KeyDiff, arXiv 2504.15364): 1 - cosine to their mean direction.
+
+    Args:
+        state: read only.
+        width: look at the first ``width`` columns of each head only.
+
+    Returns:
+        [B, H, w] of the dtype of ``state.importance``, from 0 to 2; anything in empty slots.
+    """
+    directions = F.normalize(state.heads(state.keys, width).to(state.importance.dtype), dim=3)
+    directions = directions.masked_fill((state.head_positions(width) < 0)[..., None], 0.0)
+    return 1 - F.cosine_similarity(directions, directions.sum(2, keepdim=True), dim=3)

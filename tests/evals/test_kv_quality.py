@@ -150,11 +150,11 @@ def test_the_table_compares_with_the_default(tmp_path: Path) -> None:
     def reading(more: float) -> Reading:
         return Reading(np.full((2, 6), 1.0 + more), np.zeros((2, 6), dtype=int), 5)
 
-    cells = [Cell("budgetctl", "decayed-max", 5), Cell("kvpress", "tova", 5)]
+    cells = [Cell("budgetctl", "diverse-max", 5), Cell("kvpress", "tova", 5)]
     readings = {Cell("full", "full cache", 10): reading(0.0), cells[0]: reading(0.2), cells[1]: reading(0.5)}
     rows = summarise(readings, 10, 4)
     assert [(row["name"], row["loss"], row["tokens"]) for row in rows] == [
-        ("decayed-max", pytest.approx(0.2), 8),
+        ("diverse-max", pytest.approx(0.2), 8),
         ("tova", pytest.approx(0.5), 8),
     ]
     assert "worse" not in rows[0]

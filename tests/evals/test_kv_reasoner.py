@@ -45,16 +45,16 @@ def test_differences_are_paired_by_question(tmp_path: Path) -> None:
 
     full = answered((True, True, True, False), 20)
     found = {
-        ("decayed-max", 0.5): answered((True, True, False, False), 22),
+        ("diverse-max", 0.5): answered((True, True, False, False), 22),
         ("window", 0.5): answered((True, False, False, False), 30),
     }
     rows = {row["name"]: row for row in summarise(found, full)}
     assert rows["full cache"]["accuracy"] == 0.75
-    assert rows["decayed-max"]["lost"] == 0.25
+    assert rows["diverse-max"]["lost"] == 0.25
     assert (rows["window"]["lost"], rows["window"]["worse"]) == (0.5, 0.25)
     assert (rows["window"]["longer"], rows["window"]["longer_low"]) == (10, 10)
     lines = markdown(list(rows.values())).splitlines()
-    assert ["full cache" in lines[2], "decayed-max" in lines[3], "window" in lines[4]] == [True] * 3
+    assert ["full cache" in lines[2], "diverse-max" in lines[3], "window" in lines[4]] == [True] * 3
     assert len({line.count("|") for line in lines}) == 1
     draw(list(rows.values()), tmp_path / "reasoner.png")
     assert (tmp_path / "reasoner.png").stat().st_size > 1000

@@ -41,10 +41,10 @@ def results(result: Any) -> list[dict[str, Any]]:
 @pytest.mark.parametrize(
     ("options", "knobs"),
     [
-        (["--kv-budget", "56"], {"kv_budget": 56}),
+        (["--kv-budget", "44"], {"kv_budget": 44}),
         (["--kv-budget", "30%", "--kv-policy", "window"], {"kv_budget": 0.3, "kv_policy": "window"}),
-        (["--kv-budget", "240KB"], {"kv_budget": "240KB"}),
-        (["--kv-budget", "56", "--kv-max-loss", "1.5"], {"kv_budget": 56, "kv_max_loss": 1.5}),
+        (["--kv-budget", "180KB"], {"kv_budget": "180KB"}),
+        (["--kv-budget", "44", "--kv-max-loss", "1.5"], {"kv_budget": 44, "kv_max_loss": 1.5}),
     ],
 )
 def test_it_does_what_it_does_in_generate(
@@ -95,7 +95,7 @@ def test_a_file_of_prompts_shares_the_bytes(run: Run, tmp_path: Path) -> None:
         (["--kv-budget", "lots"], "kv_budget='lots': expected slots"),
         (["--kv-policy", "window"], "--kv-policy window without a KV budget: expected --kv-budget too"),
         (["--kv-max-loss", "2"], "--kv-max-loss 2.0 without a KV budget"),
-        (["--kv-budget", "64", "--kv-policy", "best"], "unknown policy 'best': expected one of decayed-max"),
+        (["--kv-budget", "64", "--kv-policy", "best"], "unknown policy 'best': expected one of diverse-max"),
         (["--kv-budget", "64", "--kv-max-loss", "0"], "kv_max_loss=0.0: expected a number above 0"),
         (["--kv-budget", "1KiB"], "expected at least 32, which is"),
         (["--kv-budget", "3"], "a capacity of 3 slots: expected at least"),

@@ -15,7 +15,7 @@ from budgetctl.errors import CacheError
 from budgetctl.kv import BudgetCache
 from budgetctl.kv.allocators import by_need
 from budgetctl.kv.budget import KVBudget, RowNeed, SlotCost, plan_cache
-from budgetctl.kv.policies import DecayedMax, Window
+from budgetctl.kv.policies import DecayedMax, DiverseMax, Window
 from tests.budgetctl.kv.conftest import SIZES
 
 CONFIG = Qwen3Config(**SIZES)
@@ -89,7 +89,7 @@ def test_slots_and_shares(value: Any, lengths: tuple[int, ...], capacities: list
 
 
 def bytes_for(slots: int, rows: int) -> KVBudget:
-    cost = SlotCost.of(CONFIG, FLOAT, DecayedMax(interval=4))
+    cost = SlotCost.of(CONFIG, FLOAT, DiverseMax(interval=4))
     return KVBudget(bytes=rows * cost.fixed + slots * cost.slot + cost.slot - 1)
 
 
@@ -180,7 +180,7 @@ def test_impossible_shares(total: int, needed: Any, floors: Any, weights: Any) -
 
 def test_a_plan_is_kept_by_a_model(qwen: PreTrainedModel) -> None:
     """What is allocated when tokens come is within the budget, to a slot."""
-    cost = SlotCost.of(qwen.config, torch.float64, DecayedMax(interval=4))
+    cost = SlotCost.of(qwen.config, torch.float64, DiverseMax(interval=4))
     budget = KVBudget(bytes=90_000)
     cache, _ = plan_cache(qwen.config, budget, needs(60, 90), torch.float64)
     qwen.set_attn_implementation("budget_kv")

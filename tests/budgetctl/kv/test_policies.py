@@ -81,10 +81,20 @@ def by_difference(heads: list[Held]) -> list[dict[int, float]]:
     return found
 
 
+def by_importance_and_difference(heads: list[Held]) -> list[dict[int, float]]:
+    found = []
+    for held, same in zip(heads, by_difference(heads), strict=True):
+        usual = np.mean([e.importance for e in held.values()])
+        apart = np.mean([1 + same[p] for p in held])
+        found.append({p: e.importance / usual + 3 * (1 + same[p]) / apart for p, e in held.items()})
+    return found
+
+
 #: Policy, and the simulator of it.
 CASES: dict[str, tuple[Policy, dict[str, Any]]] = {
+    "diverse-max": (find_policy(None), {"decay": 0.97, "score": by_importance_and_difference}),
     "decayed-max": (
-        find_policy(None),
+        find_policy("decayed-max"),
         {"decay": 0.97, "score": lambda heads: by_worst_case_and_value(heads, 0.1)},
     ),
     "attention alone, every 4": (DecayedMax(interval=4, prior=0), {"decay": 0.97, "interval": 4}),
@@ -256,7 +266,7 @@ def test_an_answer_that_leaves_nothing_to_give_up_is_told() -> None:
 
 
 def test_unknown_names_and_impossible_settings_are_told() -> None:
-    with pytest.raises(CacheError, match=r"unknown policy 'lru': expected one of decayed-max, window"):
+    with pytest.raises(CacheError, match=r"unknown policy 'lru': expected one of diverse-max, decayed-max"):
         find_policy("lru")
     with pytest.raises(CacheError, match="at least 1 token"):
         KeyDiff(interval=0)

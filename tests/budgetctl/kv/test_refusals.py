@@ -52,7 +52,7 @@ def test_encoder_decoders() -> None:
         (0, {}, "a capacity of 0: expected at least 1"),
         (
             16,
-            {"recent": 8, "policy": "snapkv"},
+            {"recent": 8, "policy": "snapkv", "prompt_share": 0.5},
             r"a capacity of 16 slots: expected at least 18 .* first 8 tokens, the 8 latest and 2 victims; raise it",
         ),
         (64, {"policy": "oldest"}, "unknown policy 'oldest'"),

@@ -13,7 +13,7 @@ from budgetctl.kv import POLICIES, BudgetCache, roomy
 from budgetctl.kv.policies import DecayedMax
 
 #: Policies without a window of queries.
-STEADY = ("decayed-max", "window", "h2o", "tova", "keydiff")
+STEADY = ("diverse-max", "decayed-max", "window", "h2o", "tova", "keydiff")
 Act = Callable[[BudgetCache], object]
 
 
