@@ -174,7 +174,7 @@ def test_a_row_is_alone_in_any_batch(
     d = batch.delimiters
     width = batch.width if known or not d.turn_start_ids else None
     asked = [data.draw(limits(d, forecast=steer)) for _ in range(4)]
-    chosen = data.draw(options(steer))
+    chosen = data.draw(options(d, steer))
     order = data.draw(st.permutations(range(4)))
     more, pad = data.draw(st.integers(0, 3)), data.draw(st.sampled_from((PAD, EOS, 3)))
 
