@@ -37,3 +37,7 @@ class CacheError(BudgetctlError):
 
 class TrainingError(BudgetctlError):
     """A training configuration, dataset or reward is incomplete or contradicts itself."""
+
+
+class EvalError(BudgetctlError):
+    """An evaluation was asked for what it does not know, or its records do not fit what was asked."""

@@ -1,0 +1,1 @@
+"""``budgetctl eval``: questions, methods and budgets, one record for each answer."""

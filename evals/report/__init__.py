@@ -1,0 +1,1 @@
+"""An evaluation shown: one page of HTML and its plots."""
