@@ -233,8 +233,8 @@ def main(arguments: type[MethodArguments], argv: Sequence[str] | None = None) ->
         raise SystemExit(2) from None
     if training.push_to_hub:
         trainer.push_to_hub(dataset_name=script.dataset_name)
-    if hasattr(trainer, "end"):
-        trainer.end()
+    # A process group left open can end the process with an error.
+    trainer.accelerator.end_training()
 
 
 __all__ = ["MethodArguments", "Plan", "build", "main", "train"]

@@ -143,8 +143,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     except BudgetctlError as error:
         sys.stderr.write(f"error: {error}\n")
         raise SystemExit(2) from None
-    if hasattr(trainer, "end"):
-        trainer.end()
+    trainer.accelerator.end_training()
 
 
 if __name__ == "__main__":

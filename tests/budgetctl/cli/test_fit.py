@@ -56,6 +56,32 @@ def test_from_thoughts_to_a_calibrated_predictor(run: Run, tmp_path: Path) -> No
     assert "baseline position" in text.stdout
 
 
+def test_refit_is_the_three_commands(run: Run, tmp_path: Path) -> None:
+    options = ("--samples", "2", "--max-new-tokens", "60", "--seed", "3")
+    given = run("refit", "--questions", "40", "--out", tmp_path / "one", "--epochs", "1", *options, "--json")
+    told = as_json(given)
+    traces, others, predictor = tmp_path / "a.jsonl", tmp_path / "b.jsonl", tmp_path / "predictor"
+    as_json(run("collect", "--questions", "40", "--out", traces, *options, "--json"))
+    more = ("--split", "tune", "--samples", "1", "--max-new-tokens", "60", "--seed", "3", "--json")
+    as_json(run("collect", "--questions", "20", "--out", others, *more))
+    as_json(run("fit", "--traces", traces, "--out", predictor, "--epochs", "1", "--seed", "3", "--json"))
+    calibrate = ("--predictor", predictor, "--traces", others, "--seed", "3", "--json")
+    assert as_json(run("calibrate", *calibrate))["levels"] == told["calibration"]
+    for name in ("config.json", "predictor.safetensors"):
+        assert (tmp_path / "one" / name).read_bytes() == (predictor / name).read_bytes()
+
+
+def test_refit_asks_for_what_is_missing(run: Run, tmp_path: Path) -> None:
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text('"a"\n')
+    out = tmp_path / "out"
+    assert "expected both or neither" in refused(run("refit", "--out", out, "--prompts", prompts))
+    assert "expected one of --prompts" in refused(run("refit", "--out", out))
+    both = ("--prompts", prompts, "--calibration-prompts", tmp_path / "none.jsonl")
+    assert "none.jsonl is no file" in refused(run("refit", "--out", out, *both))
+    assert not out.exists()
+
+
 def test_prompts_from_a_file(run: Run, tmp_path: Path) -> None:
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text('"one"\n{"prompt": "two"}\n')

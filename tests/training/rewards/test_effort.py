@@ -108,6 +108,7 @@ for ids, efforts in calls:
     found["effort"] += effort(["q"] * 3, [""] * 3, ids, **options)
     found["mode"] += mode(["q"] * 3, [""] * 3, ids, **options)
 print("found " + json.dumps(found | {"state": effort.state_dict()}))
+PartialState().destroy_process_group()  # or its threads may end the process with an error
 """
 
 
