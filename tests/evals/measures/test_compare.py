@@ -82,3 +82,13 @@ def test_only_what_all_settings_answered_is_matched() -> None:
     assert one["matched"]["pairs"] == 1
     assert one["matched"]["reference_accuracy"] == 0.5
     assert one["matched"]["gain"] == {"mean": 0.5, "low": 0.5, "high": 0.5}
+
+
+def test_the_same_budget_with_another_effort_is_not_the_same() -> None:
+    answers = [
+        make_answer(effort="low"),
+        make_answer(method="ours"),
+        make_answer(method="ours", effort="low"),
+    ]
+    low, plain = summarise_run(answers, how=QUICK)["overall"]["comparisons"]
+    assert (low["effort"], low["pairs"], plain["effort"], plain["pairs"]) == ("low", 1, None, 0)

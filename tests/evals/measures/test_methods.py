@@ -83,7 +83,7 @@ def test_calibration_is_of_thoughts_that_ended_by_themselves() -> None:
         make_answer(item="0", predicted_tokens=12.0, predicted_cdf=0.35, thinking_tokens=10),
         make_answer(item="1", predicted_tokens=20.0, predicted_cdf=0.97, thinking_tokens=26),
         make_answer(item="2", predicted_tokens=90.0, close="steered"),
-        make_answer(item="3", predicted_tokens=90.0, close="forced"),
+        make_answer(item="3", predicted_tokens=90.0, predicted_cdf=0.1, close="forced"),
     ]
     found = summarise_run(answers, how=QUICK)["overall"]["cells"][0]["calibration"]
     assert found is not None
@@ -92,3 +92,18 @@ def test_calibration_is_of_thoughts_that_ended_by_themselves() -> None:
     assert found["coverage"] == {"50": 0.5, "80": 0.5, "90": 0.5}
     assert found["pit"] == [0, 0, 0, 0.5, 0, 0, 0, 0, 0, 0.5]
     assert summarise_run(answers[2:], how=QUICK)["overall"]["cells"][0]["calibration"] is None
+
+
+def test_budgets_with_an_effort_are_points_but_neither_budgets_nor_efforts() -> None:
+    plain = [make_answer(budget=b, thinking_tokens=b, correct=b == 16) for b in (8, 16)]
+    plain += [make_answer(budget=None, effort=e, correct=True) for e in ("low", "medium", "high")]
+    plain += [make_answer(method="full", budget=None, correct=True)]
+    both = [make_answer(budget=64, effort=e, thinking_tokens=70, correct=False) for e in ("low", "high")]
+    capped = make_answer(method="full", budget=4, thinking_tokens=4, correct=False)
+    without, found = (
+        summarise_run(some, how=QUICK)["overall"]["methods"]["hard-cut"]
+        for some in (plain, [*plain, *both, capped])
+    )
+    assert len(found["points"]) == len(without["points"]) + 2
+    for name in ("area_budget", "anytime", "control", "act"):
+        assert found[name] == without[name] is not None

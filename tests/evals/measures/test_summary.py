@@ -66,6 +66,26 @@ def test_a_cell_by_hand() -> None:
     ]
 
 
+def test_the_limit_is_what_was_asked_for_else_what_is_in_force() -> None:
+    answers = [
+        make_answer(budget=16, thinking_budget=8, thinking_tokens=12),
+        make_answer(budget=None, effort="low", thinking_budget=8, thinking_tokens=12),
+    ]
+    asked, effort = summarise_run(answers, how=QUICK)["overall"]["cells"]
+    assert (asked["violation"], asked["length_error"]) == (0.0, 0.25)
+    assert (effort["violation"], effort["overshoot"]) == (1.0, 0.5)
+
+
+def test_ratios_are_to_the_base_without_a_limit() -> None:
+    answers = [
+        make_answer(method="full", budget=budget, thinking_tokens=used, answer_tokens=0)
+        for budget, used in ((None, 40), (10, 10))
+    ]
+    capped, free = summarise_run(answers, how=QUICK)["overall"]["cells"]
+    assert (capped["token_ratio"], free["token_ratio"]) == (0.25, 1.0)
+    assert summarise_run(answers[1:], how=QUICK)["overall"]["cells"][0]["token_ratio"] is None
+
+
 def test_cells_against_plain_loops(run: list[Answer], summary: shape.Summary) -> None:
     sections = {**summary["tasks"], None: summary["overall"]}
     for task, section in sections.items():
