@@ -23,6 +23,7 @@ from rich.console import Console
 from budgetctl.controller import BudgetController
 from budgetctl.early_exit import EarlyExit
 from budgetctl.evals.load import LoadedModel, load_model
+from budgetctl.evals.measures.matched import mixture_at
 from budgetctl.evals.metrics import Interval, bootstrap_mean, paired_difference
 from budgetctl.evals.output import progress_bar, write_jsonl, write_text
 from budgetctl.evals.runner import Record, ask, chat_prompts, kept_records
@@ -96,15 +97,9 @@ def kept_exits(path: Path, make: partial[list[ExitRecord]]) -> list[ExitRecord]:
 def at_equal_tokens(curve: Sequence[Sequence[Record]], tokens: float) -> tuple[list[float], float]:
     """How often each question is right, [n], when two neighbours of ``curve`` are mixed so that a thought has ``tokens``
     on average, and the mean that was reached: outside the curve, that of its end."""
-    points = sorted(curve, key=_mean_thought)
-    means = [_mean_thought(records) for records in points]
-    right = np.array([[record.correct for record in records] for records in points], dtype=float)
-    if tokens <= means[0] or tokens >= means[-1]:
-        end = 0 if tokens <= means[0] else -1
-        return list(right[end]), means[end]
-    upper = next(at for at, mean in enumerate(means) if mean > tokens)
-    share = (tokens - means[upper - 1]) / (means[upper] - means[upper - 1])
-    return list((1 - share) * right[upper - 1] + share * right[upper]), tokens
+    mixture = mixture_at([_mean_thought(records) for records in curve], tokens)
+    right = mixture.of([np.array([record.correct for record in records], dtype=float) for records in curve])
+    return list(right), mixture.tokens
 
 
 def compare(
