@@ -52,6 +52,8 @@ def serve(manager: Any, prompts: Sequence[list[int]], arrivals: Sequence[float],
     def collect() -> None:
         while len(finish) < len(prompts):
             output = manager.get_result(timeout=1)
+            if output is None and not manager.is_running():
+                return
             if output is not None and output.is_finished():
                 finish[output.request_id] = (time.perf_counter() - begin, len(output.generated_tokens))
 
@@ -64,6 +66,8 @@ def serve(manager: Any, prompts: Sequence[list[int]], arrivals: Sequence[float],
         sent.append((name, time.perf_counter() - begin))
         manager.add_request(list(prompt), request_id=name, max_new_tokens=tokens)
     collecting.join()
+    if len(finish) < len(sent):
+        raise RuntimeError("the engine has ended before its requests; see above")
     return [
         Served(arrival, *_pair(finish[name], prompt))
         for (name, arrival), prompt in zip(sent, prompts, strict=True)
