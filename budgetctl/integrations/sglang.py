@@ -84,7 +84,7 @@ class SglangBudgets:
         self.delimiters, self.boundaries, self.forecast = delimiters, boundaries, forecast
         self._predictions = RequestMemory()
         self._controller: BudgetController | None = None
-        self._asked: list[Any] = []
+        self._asked: tuple[Any, ...] = ()
 
     @classmethod
     def from_directory(cls, model: str | Path, predictor: str | Path | None = None) -> SglangBudgets:
@@ -146,7 +146,7 @@ class SglangBudgets:
             takes_best = sampling.top_k == 1 or sampling.temperature == 0  # SGLang writes 0 as top_k 1
             temperatures.append(1.0 if takes_best else float(sampling.temperature))
             greedy = greedy and takes_best
-        asked = [constants, temperatures, greedy]
+        asked = (constants, temperatures, greedy)
         if self._controller is None or asked != self._asked:
             self._controller, self._asked = self._build(*asked), asked
         return self._controller
@@ -154,6 +154,9 @@ class SglangBudgets:
     def _build(
         self, constants: list[dict[str, Any]], temperatures: list[float], greedy: bool
     ) -> BudgetController:
+        knobs: dict[str, Any] = {
+            name: [own[name] for own in constants] for name in (*KNOBS, "max_new_tokens")
+        }
         controller = BudgetController(
             self.delimiters,
             forecast=self.forecast,
@@ -161,14 +164,14 @@ class SglangBudgets:
             prompt_length=0,
             temperature=temperatures,
             greedy=greedy,
-            **{name: [own[name] for own in constants] for name in (*KNOBS, "max_new_tokens")},
+            **knobs,
         )
         controller.first = True  # custom processors see the model's own logits
         controller.predictions = self._predictions  # type: ignore[assignment]
         return controller
 
 
-class BudgetLogitProcessor(CustomLogitProcessor):  # type: ignore[misc]
+class BudgetLogitProcessor(CustomLogitProcessor):
     """What SGLang calls at each step with logits [B, V] and the ``custom_params`` of each row."""
 
     def __call__(
