@@ -23,6 +23,7 @@ from budgetctl.cli.generate import generate
 from budgetctl.cli.info import info
 from budgetctl.cli.refit import refit
 from budgetctl.cli.serve import serve
+from budgetctl.cli.simulate import simulate
 from budgetctl.errors import BudgetctlError
 
 
@@ -79,7 +80,18 @@ app = typer.Typer(
     invoke_without_command=True,
     pretty_exceptions_enable=False,
 )
-for command in (generate, explain, demo, info, serve, collect, fit, calibrate, refit):
+for command in (
+    generate,
+    explain,
+    demo,
+    info,
+    serve,
+    simulate,
+    collect,
+    fit,
+    calibrate,
+    refit,
+):
     app.command()(command)
 app.add_typer(bench.app, name="bench")
 

@@ -1,4 +1,4 @@
-"""The HTTP application: ``/v1/chat/completions``, ``/v1/models`` and ``/health``."""
+"""The HTTP application: ``/v1/chat/completions``, ``/v1/models``, ``/health`` and ``/metrics``."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse, Response, StreamingResponse
+from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 
 from budgetctl.errors import BudgetctlError
 from budgetctl.integrations.serve.engine import Engine, EngineDownError
 from budgetctl.integrations.serve.exchange import Exchange
+from budgetctl.integrations.serve.metrics import CONTENT_TYPE, ServerMetrics
 from budgetctl.integrations.serve.schema import RequestError, read_request
 
 
@@ -31,6 +32,7 @@ def build_app(engine: Engine) -> FastAPI:
 
     app = FastAPI(title="budgetctl", lifespan=lifespan)
     created = int(time.time())
+    metrics = ServerMetrics()
 
     @app.exception_handler(RequestError)
     async def refuse(request: Request, error: RequestError) -> JSONResponse:
@@ -47,7 +49,7 @@ def build_app(engine: Engine) -> FastAPI:
         except (ValueError, RecursionError) as error:
             raise RequestError(f"the body is no JSON ({error}): expected a chat completion") from None
         asked = read_request(body)
-        exchange = Exchange(engine, asked)
+        exchange = Exchange(engine, asked, metrics)
         if not asked.stream:
             return JSONResponse(await unless_gone(request, exchange.answer()))
         chunks = exchange.chunks()
@@ -62,6 +64,10 @@ def build_app(engine: Engine) -> FastAPI:
     @app.get("/health")
     async def health() -> JSONResponse:
         return JSONResponse({"status": "ok" if engine.alive else "down"}, 200 if engine.alive else 503)
+
+    @app.get("/metrics")
+    async def counters() -> PlainTextResponse:
+        return PlainTextResponse(metrics.text(), media_type=CONTENT_TYPE)
 
     return app
 

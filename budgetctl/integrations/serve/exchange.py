@@ -10,6 +10,7 @@ from typing import Any
 
 from budgetctl.errors import BudgetError
 from budgetctl.integrations.serve.engine import Engine, Sampling
+from budgetctl.integrations.serve.metrics import ServerMetrics
 from budgetctl.integrations.serve.schema import FIELDS, ChatRequest, RequestError
 from budgetctl.integrations.serve.splitter import ThoughtSplitter, ThoughtText
 from budgetctl.integrations.serve.stop import StopCutter
@@ -26,12 +27,13 @@ class Exchange:
             context. Knobs that make no sense are refused at the first step of the generation.
     """
 
-    def __init__(self, engine: Engine, asked: ChatRequest) -> None:
+    def __init__(self, engine: Engine, asked: ChatRequest, metrics: ServerMetrics | None = None) -> None:
         if asked.model is not None and asked.model != engine.name:
             raise RequestError(
                 f"model={asked.model!r} is not served: expected {engine.name!r}", "model", status=404
             )
         self.engine = engine
+        self.metrics = metrics
         self.asked = asked
         self.knobs = asked.knobs()
         self.prompt_ids = _encode(engine, asked)
@@ -124,6 +126,8 @@ class Exchange:
         """``usage``, and what became of the thought."""
         report = await asyncio.to_thread(self.engine.report, self._name, self.prompt_ids, self._tokens)
         prompt, written = len(self.prompt_ids), len(self._tokens)
+        if self.metrics is not None:
+            self.metrics.note(report, prompt)
         usage = {
             "prompt_tokens": prompt,
             "completion_tokens": written,

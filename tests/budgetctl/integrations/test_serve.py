@@ -569,3 +569,15 @@ def test_text_without_white_space_around_it() -> None:
     thought = "".join(t for part in read for thinking, t in part if thinking)
     answer = "".join(t for part in read for thinking, t in part if not thinking)
     assert (thought, answer) == ("1+1 = 2\n\nAgain", "Answer: 2\n\n3")
+
+
+def test_a_finished_request_is_counted(url: str, client: openai.OpenAI) -> None:
+    def count() -> int:
+        with urllib.request.urlopen(f"{url}/metrics") as reply:
+            lines = dict(line.rsplit(" ", 1) for line in reply.read().decode().splitlines())
+        return int(lines['budgetctl_closes_total{kind="forced"}'])
+
+    before = count()
+    account = ask(client, 5).budgetctl
+    assert account["close"] == "forced"
+    assert count() == before + 1
