@@ -70,7 +70,12 @@ class EarlyExitMethod:
     ) -> list[Answer]:
         """One answer an item, in order, all in one batch."""
         cap = budget_of(self.name, setting) if self.takes == "budget" else setting.budget
-        knobs = {"early_exit": self.rule(texts_for(engine)), "thinking_budget": cap, "guidance_strength": 0.0}
+        knobs = {
+            "early_exit": self.rule(texts_for(engine)),
+            "thinking_budget": cap,
+            "guidance_strength": 0.0,
+            "answer_reserve": 0,
+        }
         return answer_in_one_call(
             self.name, engine, items, setting, seeds, max_new_tokens, probes=True, knobs=knobs
         )

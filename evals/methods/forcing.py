@@ -57,7 +57,8 @@ class Forcing:
         self.think(rows, budget, texts)
         before, after = (rows.encoded(text) for text in self.texts_at_close(texts))
         for row in rows.rows:
-            if row.thinking:
+            # A thought that has filled the room of the whole sequence stays open, as under a hard cut.
+            if row.thinking and len(row.ids) < max_new_tokens:
                 row.close(before, after)
         rows.finish()
         return [

@@ -18,8 +18,8 @@ from budgetctl.evals.methods.prompted import PromptBudget, PromptLimit
 #: Each makes a method; the key is its name.
 METHODS: dict[str, Callable[[], Method]] = {
     "full": FullThinking,
-    "no-thinking": NoThinking,
     "hard-cut": HardCutAtBudget,
+    "no-thinking": NoThinking,
     "s1": BudgetForcing,
     "s1-wait": BudgetForcingWithWait,
     "two-pass": TwoPass,

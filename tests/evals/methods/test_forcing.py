@@ -79,6 +79,14 @@ def test_no_budget_at_all_is_no_call_for_a_thought(scripted: Any, following: Any
         ask(TwoPass(), engine, dial, None)
 
 
+@pytest.mark.parametrize("method", [BudgetForcing(), BudgetForcingWithWait(), TwoPass()])
+def test_a_thought_that_fills_the_room_is_left_open(
+    method: Any, scripted: Any, following: Any, dial: Item
+) -> None:
+    answer = ask(method, scripted(following(TEXT)), dial, 30, room=6)
+    assert (answer.thinking_tokens, answer.close, answer.answer, answer.correct) == (6, "none", "", False)
+
+
 def lines(prompt: str) -> str:
     """Closes after each line; answers after a close."""
     if "</think>" in prompt:
@@ -110,7 +118,7 @@ def test_the_budget_ends_a_thought_that_was_extended(scripted: Any, dial: Item) 
     assert ask(BudgetForcingWithWait(), scripted(lines), dial, line + wait).thought == "6-2=4\n"
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(
     budgets=st.integers(0, 40),
     waits=st.integers(0, 5),

@@ -23,7 +23,7 @@ def test_names() -> None:
         method = method_named(name)
         assert method.name == name
         assert method.takes in ("budget", "effort", "none")
-    with pytest.raises(EvalError, match="unknown method 'deerr': expected one of full, no-thinking, "):
+    with pytest.raises(EvalError, match="unknown method 'deerr': expected one of full, hard-cut, "):
         method_named("deerr")
 
 
