@@ -63,7 +63,7 @@ class StopInAnswer(StoppingCriteria):
         return torch.tensor(ended, device=input_ids.device)
 
 
-class BudgetctlLM(HFLM):  # type: ignore[misc]
+class BudgetctlLM(HFLM):
     """A transformers model whose thoughts keep a budget.
 
     Args:
