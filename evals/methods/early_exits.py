@@ -19,7 +19,7 @@ def confident(texts: ModelTexts) -> dict[str, Any]:
     """DEER (arXiv 2504.15895): the tokens of a trial answer have a geometric mean of probabilities of at least 0.95.
 
     Trial answers are asked for at lines with "Wait" in them. Of the paper's two means the geometric one, with a close before
-    the answer, as for Qwen3; the paper probes before "Wait" rather than at the end of its line.
+    the answer, as for Qwen3; the published code probes before "Wait" rather than at the end of its line, ten times at most.
     """
     return {
         "method": "confidence",

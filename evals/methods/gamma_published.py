@@ -1,7 +1,7 @@
 """Budget Guidance as published (arXiv 2506.13752): the whole vocabulary is weighed by the Gamma length predictor.
 
 For every next token v of the vocabulary, p(v | fits) is proportional to p(v) P(L <= b - t | v), with b - t the budget less
-the tokens of the thought, at least 1, and log(L + 1) Gamma distributed (sections 3.2 and 3.3). As in the published code that
+the tokens of the thought, at least 1, and log(L + 1) Gamma distributed. As in the published code that
 is done at the first token of the thought and after each line end, the temperature not applied to the predictor's factor.
 
 What ``budgetctl.guidance`` departs in is not here: no candidates, no neutral close, no strength, no closing window, no guard

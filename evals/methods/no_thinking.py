@@ -19,7 +19,7 @@ def finished_thought(engine: Engine) -> str:
 
 
 class NoThinking:
-    """The thought is "Okay, I think I have finished thinking." (section 2 of the paper), and part of the prompt: no thinking
+    """The thought is "Okay, I think I have finished thinking.", as in the paper, and part of the prompt: no thinking
     token is generated or counted."""
 
     name = "no-thinking"

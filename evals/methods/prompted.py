@@ -23,7 +23,7 @@ ESTIMATE_TOKENS = 32
 
 
 class PromptBudget:
-    """TALE-EP (arXiv 2412.18547, section 5.2): the model estimates the tokens that it needs, and is then told to use less.
+    """TALE-EP (arXiv 2412.18547): the model estimates the tokens that it needs, and is then told to use less.
 
     The estimate is asked for greedily behind a finished thought, which keeps it cheap; its tokens are overhead, and the
     second prompt is read anew. A reply without an estimate states no budget. ``extra`` tells the estimate.

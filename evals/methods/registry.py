@@ -19,6 +19,11 @@ from budgetctl.evals.methods.prompted import PromptBudget, PromptLimit
 METHODS: dict[str, Callable[[], Method]] = {
     "full": FullThinking,
     "hard-cut": HardCutAtBudget,
+    "budgetctl": BudgetctlBudget,
+    "budgetctl-effort": BudgetctlEffort,
+    "budgetctl-kv": BudgetctlKV,
+    "budgetctl-plan": BudgetctlPlan,
+    "budgetctl-exit": BudgetctlExit,
     "no-thinking": NoThinking,
     "s1": BudgetForcing,
     "s1-wait": BudgetForcingWithWait,
@@ -30,11 +35,6 @@ METHODS: dict[str, Callable[[], Method]] = {
     "dynasor": lambda: EarlyExitMethod("dynasor", agreeing),
     "dynasor-cap": lambda: EarlyExitMethod("dynasor-cap", agreeing, capped=True),
     "gamma-published": GammaPublished,
-    "budgetctl": BudgetctlBudget,
-    "budgetctl-effort": BudgetctlEffort,
-    "budgetctl-kv": BudgetctlKV,
-    "budgetctl-plan": BudgetctlPlan,
-    "budgetctl-exit": BudgetctlExit,
 }
 
 

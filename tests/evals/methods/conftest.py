@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -27,10 +28,16 @@ def vocabulary() -> tuple[PreTrainedTokenizerBase, ThinkingDelimiters]:
 
 
 class ScriptedEngine:
-    """``reply`` gets the text of a prompt and gives what the model would write after it; calls are kept."""
+    """``reply`` gets the text of a prompt and gives what the model would write after it; calls are kept.
 
-    def __init__(self, reply: Callable[[str], str], extra: Mapping[str, Any] | None = None) -> None:
-        self.tokenizer, self.delimiters = vocabulary()
+    With ``opens`` the model writes the open marker itself, as Qwen3 does.
+    """
+
+    def __init__(
+        self, reply: Callable[[str], str], extra: Mapping[str, Any] | None = None, *, opens: bool = False
+    ) -> None:
+        self.tokenizer, found = vocabulary()
+        self.delimiters = replace(found, opened_by_template=not opens)
         self.reply = reply
         self.extra = dict(extra or {})
         self.calls: list[dict[str, Any]] = []
@@ -42,7 +49,8 @@ class ScriptedEngine:
         text = self.tokenizer.apply_chat_template(
             [{"role": "user", "content": question}], add_generation_prompt=True, tokenize=False
         )
-        return self.ids(str(text) + prefill)
+        lead = "" if self.delimiters.opened_by_template else "<think>\n"
+        return self.ids(str(text).removesuffix(lead) + prefill)
 
     def generate(
         self,

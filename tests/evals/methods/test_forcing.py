@@ -87,6 +87,26 @@ def test_a_thought_that_fills_the_room_is_left_open(
     assert (answer.thinking_tokens, answer.close, answer.answer, answer.correct) == (6, "none", "", False)
 
 
+@pytest.mark.parametrize("method", [BudgetForcing(), BudgetForcingWithWait(), TwoPass()])
+def test_a_model_that_opens_its_thought_itself(method: Any, scripted: Any, dial: Item) -> None:
+    """The marker and its line break are no thinking tokens, so the first call has room for them too."""
+
+    def reply(prompt: str) -> str:
+        written = prompt.rpartition("assistant\n")[2]
+        return ("<think>\n" + TEXT)[len(written) :] if "</think>" not in written else " 4<|im_end|>"
+
+    engine = scripted(reply, opens=True)
+    for budget in (0, 5):
+        answer = ask(method, engine, dial, budget)
+        assert answer.thought == engine.tokenizer.decode(engine.ids(TEXT)[:budget])
+        assert (answer.thinking_tokens, answer.close, answer.correct) == (budget, "forced", True)
+    silent = scripted(
+        lambda prompt: "Answer: 4<|im_end|>"[len(prompt.rpartition("assistant\n")[2]) :], opens=True
+    )
+    answer = ask(method, silent, dial, 0)
+    assert (answer.thinking_tokens, answer.close, answer.thought, answer.correct) == (0, "none", "", True)
+
+
 def lines(prompt: str) -> str:
     """Closes after each line; answers after a close."""
     if "</think>" in prompt:

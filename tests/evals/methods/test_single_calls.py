@@ -27,13 +27,15 @@ def test_names() -> None:
         method_named("deerr")
 
 
+@pytest.mark.parametrize("opens", [False, True])
 @pytest.mark.parametrize("texts", [PUBLISHED, WITHOUT_WORDS])
 def test_no_thinking_thinks_nothing(
-    scripted: Any, dial: Item, texts: Any, monkeypatch: pytest.MonkeyPatch
+    scripted: Any, dial: Item, texts: Any, opens: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(no_thinking, "texts_for", lambda engine: texts)
     thought = f"<think>\n{texts.dummy_thought}</think>{texts.after_close}"
-    engine = scripted(lambda prompt: "Answer: 4<|im_end|>" if prompt.endswith(thought) else "6-2=4\n")
+    reply = lambda prompt: "Answer: 4<|im_end|>" if prompt.endswith(thought) else "6-2=4\n"  # noqa: E731
+    engine = scripted(reply, opens=opens)
     answer = NoThinking().answer(engine, [dial], Setting(), [0], 40)[0]
     assert (answer.thinking_tokens, answer.thought, answer.close) == (0, "", "none")
     assert (answer.answer, answer.answer_tokens, answer.correct) == ("Answer: 4", 4, True)
