@@ -87,13 +87,15 @@ def test_a_thought_that_fills_the_room_is_left_open(
     assert (answer.thinking_tokens, answer.close, answer.answer, answer.correct) == (6, "none", "", False)
 
 
+@pytest.mark.parametrize("lead", ["\n", ""])
 @pytest.mark.parametrize("method", [BudgetForcing(), BudgetForcingWithWait(), TwoPass()])
-def test_a_model_that_opens_its_thought_itself(method: Any, scripted: Any, dial: Item) -> None:
-    """The marker and its line break are no thinking tokens, so the first call has room for them too."""
+def test_a_model_that_opens_its_thought_itself(method: Any, scripted: Any, dial: Item, lead: str) -> None:
+    """The marker and its line break are no thinking tokens, so the first call has room for them too; where the line break
+    is not written, the room is not used for a thought."""
 
     def reply(prompt: str) -> str:
         written = prompt.rpartition("assistant\n")[2]
-        return ("<think>\n" + TEXT)[len(written) :] if "</think>" not in written else " 4<|im_end|>"
+        return ("<think>" + lead + TEXT)[len(written) :] if "</think>" not in written else " 4<|im_end|>"
 
     engine = scripted(reply, opens=True)
     for budget in (0, 5):

@@ -34,7 +34,10 @@ def test_no_thinking_thinks_nothing(
 ) -> None:
     monkeypatch.setattr(no_thinking, "texts_for", lambda engine: texts)
     thought = f"<think>\n{texts.dummy_thought}</think>{texts.after_close}"
-    reply = lambda prompt: "Answer: 4<|im_end|>" if prompt.endswith(thought) else "6-2=4\n"  # noqa: E731
+
+    def reply(prompt: str) -> str:
+        return "Answer: 4<|im_end|>" if prompt.endswith(thought) else "6-2=4\n"
+
     engine = scripted(reply, opens=opens)
     answer = NoThinking().answer(engine, [dial], Setting(), [0], 40)[0]
     assert (answer.thinking_tokens, answer.thought, answer.close) == (0, "", "none")
