@@ -162,7 +162,8 @@ class BudgetctlLM(HFLM):
         }
 
 
-if register_model is not None:
+#: As ``__main__`` this module holds another class, whose name would be taken.
+if register_model is not None and __name__ != "__main__":
     register_model("budgetctl")(BudgetctlLM)
 
 
@@ -180,7 +181,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    # Under its own name: as __main__ the class would be another one than that which is imported.
     from budgetctl.evals.lm_eval import main as run
 
     run()

@@ -93,9 +93,11 @@ def methods() -> list[Fake]:
     return [Fake("free", "none"), Fake("capped", "budget")]
 
 
-def run_all(folder: Path, questions: int = 3, batch_size: int = 2, **settings: Any) -> list[Fake]:
+def run_all(
+    folder: Path, questions: int = 3, batch_size: int = 2, names: str = "ab", **settings: Any
+) -> list[Fake]:
     """One session; returns the methods, which know what they were asked."""
-    tasks = tasks_of(questions)
+    tasks = tasks_of(questions, names)
     chosen = methods()
     run(config_of(tasks, **settings), tasks, chosen, object, folder, batch_size=batch_size)
     return chosen

@@ -66,27 +66,27 @@ def test_a_kill_at_any_byte_loses_and_doubles_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "fsync", lambda file: None)  # the disk is not what is tested
-    small = {"questions": 2, "budgets": (4,), "seeds": (0,)}
+    small: dict = {"questions": 2, "names": "a", "budgets": (4,), "seeds": (0,)}
     run_all(tmp_path, **small)
     path = tmp_path / RECORDS
     whole = path.read_bytes()
     lines = whole.split(b"\n")[:-1]
-    assert len(lines) == 8
+    assert len(lines) == 4
     ends = [at for at, byte in enumerate(whole) if byte == ord("\n")]
-    tasks = tasks_of(2)
+    tasks = tasks_of(2, "a")
     asked = cells(config_of(tasks, budgets=(4,), seeds=(0,)), list(tasks), methods())
     for size in range(len(whole) + 1):
         kept = sum(end < size for end in ends)
         path.write_bytes(whole[:size])
         mend(path)
         assert path.read_bytes() == whole[: ends[kept - 1] + 1 if kept else 0], size
-        assert sum(len(batch.places) for batch in pending(tasks, asked, read_records(path), 2)) == 8 - kept
+        assert sum(len(batch.places) for batch in pending(tasks, asked, read_records(path), 2)) == 4 - kept
         # All that a session does besides, at some of the places.
         if size % 97 == 0 or size - 1 in ends or size in ends:
             path.write_bytes(whole[:size])
             chosen = run_all(tmp_path, **small)
             assert sorted(path.read_bytes().split(b"\n")[:-1]) == sorted(lines), size
-            assert sum(len(call) for method in chosen for call in method.calls) == 8 - kept
+            assert sum(len(call) for method in chosen for call in method.calls) == 4 - kept
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
