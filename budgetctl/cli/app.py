@@ -17,6 +17,7 @@ import budgetctl
 from budgetctl.cli import bench
 from budgetctl.cli.collect import collect
 from budgetctl.cli.demo import demo
+from budgetctl.cli.eval import evaluate
 from budgetctl.cli.explain import explain
 from budgetctl.cli.fit import calibrate, fit
 from budgetctl.cli.generate import generate
@@ -93,6 +94,7 @@ for command in (
     refit,
 ):
     app.command()(command)
+app.command("eval")(evaluate)
 app.add_typer(bench.app, name="bench")
 
 
