@@ -21,6 +21,7 @@ from budgetctl.cli.explain import explain
 from budgetctl.cli.fit import calibrate, fit
 from budgetctl.cli.generate import generate
 from budgetctl.cli.info import info
+from budgetctl.cli.report import report
 from budgetctl.cli.serve import serve
 from budgetctl.errors import BudgetctlError
 
@@ -78,7 +79,7 @@ app = typer.Typer(
     invoke_without_command=True,
     pretty_exceptions_enable=False,
 )
-for command in (generate, explain, demo, info, serve, collect, fit, calibrate):
+for command in (generate, explain, demo, info, serve, collect, fit, calibrate, report):
     app.command()(command)
 app.add_typer(bench.app, name="bench")
 
