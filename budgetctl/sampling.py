@@ -23,14 +23,21 @@ class SeededSampler(LogitsProcessor):
         seeds: one integer a row.
         prompt_length: padded width of the prompt in tokens; position 0 is the first new token.
         temperature: > 0.
+        offsets: tokens of each row's prompt that were generated before, so that the noise goes on from there; None for none.
 
     Raises:
-        BudgetError: for a temperature or a seed out of range.
+        BudgetError: for a temperature or a seed out of range, or not one offset a seed.
     """
 
     supports_continuous_batching = False
 
-    def __init__(self, seeds: Sequence[int], prompt_length: int, temperature: float = 1.0) -> None:
+    def __init__(
+        self,
+        seeds: Sequence[int],
+        prompt_length: int,
+        temperature: float = 1.0,
+        offsets: Sequence[int] | None = None,
+    ) -> None:
         self.temperature = check_temperature(temperature)
         given = list(seeds)
         for seed in given:
@@ -40,15 +47,21 @@ class SeededSampler(LogitsProcessor):
                 )
         self.seeds = torch.tensor(given, dtype=torch.int64)
         self.prompt_length = prompt_length
+        before = [0] * len(given) if offsets is None else list(offsets)
+        if len(before) != len(given):
+            raise BudgetError(
+                f"{len(before)} offsets for {len(given)} seeds: expected one a row; give as many"
+            )
+        self.offsets = torch.tensor(before, dtype=torch.int64)
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """Logits [B, V] plus Gumbel noise, for prefixes [B, T]."""
         if len(self.seeds) != scores.shape[0]:
             raise BudgetError(f"{len(self.seeds)} seeds for {scores.shape[0]} rows: expected one a row")
         seeds = mix(self.seeds.to(scores.device))
-        position = input_ids.shape[1] - self.prompt_length
+        position = input_ids.shape[1] - self.prompt_length + self.offsets.to(scores.device)
         tokens = torch.arange(scores.shape[1], device=scores.device)
-        bits = mix(mix(seeds[:, None] + position) ^ tokens[None, :])
+        bits = mix(mix(seeds + position)[:, None] ^ tokens[None, :])
         # 52 random bits and a half make a uniform double strictly between 0 and 1.
         uniform = (((bits >> 12) & (2**52 - 1)).double() + 0.5) / 2**52
         noise = -(-uniform.log()).log()

@@ -19,7 +19,8 @@ class Segments:
     last close without end-of-sequence and padding: one message, or those that ``answer_headers`` begin, which are left
     out as are the ends of messages. ``close_span`` are the columns of the last close, None when the thought was not
     closed; a tool call that ends the thought is its close and begins the answer. ``stray_markers`` counts markers of a
-    thought that stand in the answer.
+    thought that stand in the answer. ``columns`` are those of the thought's tokens; tokens of it that the prompt holds are
+    put at the prompt's end, whatever stands between them.
     """
 
     thought: tuple[int, ...]
@@ -27,6 +28,7 @@ class Segments:
     close_span: tuple[int, int] | None
     finished: bool
     stray_markers: int
+    columns: tuple[int, ...]
 
     @property
     def answer(self) -> Tokens:
@@ -96,10 +98,12 @@ def split_sequence(ids: Sequence[int], prompt_length: int, delimiters: ThinkingD
             thinking, started, close_span = True, True, None
         elif closed and not delimiters.resumes_turn:  # there, every message ends as a thought does
             stray += 1
+    columns = tuple(column for column in thought if column >= first)
     return Segments(
-        thought=tuple(ids[column] for column in thought if column >= first),
+        thought=tuple(ids[column] for column in columns),
         messages=_messages(tuple(ids[column] for column in answer), delimiters),
         close_span=close_span,
         finished=finished,
         stray_markers=stray,
+        columns=columns,
     )

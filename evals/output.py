@@ -13,13 +13,14 @@ from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn, TimeR
 
 
 def progress_bar(console: Console) -> Progress:
-    """A bar with count, elapsed and remaining time."""
+    """A bar with count, elapsed and remaining time, by the mean speed of up to a day: a batch may take minutes."""
     return Progress(
         *Progress.get_default_columns()[:3],
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
         console=console,
+        speed_estimate_period=86_400.0,
     )
 
 

@@ -1,12 +1,13 @@
-"""Whether an answer is right: the embedded family, reasoning-gym by dataset, mathematics, plain text.
+"""Whether an answer is right: the embedded family, reasoning-gym by dataset, choices, literals, mathematics, plain text.
 
 A row of tasks names its verifier by the beginning of its ``task`` column (``training/tasks.py``):
-``embedded/<family>``, ``reasoning-gym/<dataset>``; any other task is compared by math-verify, and as text where the
-reference answer is no mathematics.
+``embedded/<family>``, ``reasoning-gym/<dataset>``, ``choice`` for a letter, ``literal`` for a Python value; any other task
+is compared by math-verify, and as text where the reference answer is no mathematics.
 """
 
 from __future__ import annotations
 
+import ast
 import json
 import logging
 import re
@@ -20,6 +21,7 @@ from budgetctl.reasoner.tasks import FAMILIES, extract_answer
 
 EMBEDDED = "embedded/"
 REASONING_GYM = "reasoning-gym/"
+CHOICE, LITERAL = "choice", "literal"
 _SECONDS = 5
 
 
@@ -44,6 +46,10 @@ def score_answer(text: str, answer: str, task: str = "", entry: str = "") -> flo
         return float(extract_answer(family, text) == answer)
     if task.startswith(REASONING_GYM):
         return _score_reasoning_gym(text, task.removeprefix(REASONING_GYM), entry)
+    if task == CHOICE:
+        return float(chosen_letter(text) == answer.strip())
+    if task == LITERAL:
+        return float(same_literal(final_answer(text), answer))
     return float(same_mathematics(text, answer))
 
 
@@ -106,6 +112,28 @@ def _last_boxed(text: str) -> str | None:
         if depth == 0:
             return text[start + len("\\boxed{") : at].strip()
     return None
+
+
+def chosen_letter(text: str) -> str | None:
+    """The letter, A to J, of a multiple choice: the first of the final answer, or the last of a text without one."""
+    final = final_answer(text)
+    letters = re.findall(r"(?<![A-Za-z])[A-J](?![A-Za-z'])", final)
+    if not letters:
+        return None
+    return str(letters[-1] if final == text.strip().strip("*").strip() else letters[0])
+
+
+def same_literal(text: str, answer: str) -> bool:
+    """Whether a text is a Python literal equal to the reference, which is nowhere run; as text where the reference is
+    no literal."""
+    try:
+        wanted = ast.literal_eval(answer)
+    except (ValueError, SyntaxError, MemoryError, RecursionError, TypeError):
+        return _plain(text) == _plain(answer)
+    try:
+        return bool(ast.literal_eval(text.strip().strip("`").strip()) == wanted)
+    except (ValueError, SyntaxError, MemoryError, RecursionError, TypeError):
+        return False
 
 
 def same_mathematics(text: str, answer: str) -> bool:

@@ -12,12 +12,13 @@ import torch
 from transformers import LogitsProcessorList, PreTrainedTokenizerBase
 from transformers.generation.streamers import BaseStreamer
 
-from budgetctl.cli.kv import cache_bytes, kv_cache
+from budgetctl.cli.kv import kv_cache
 from budgetctl.cli.plan import plan_accounts, plan_prompts
 from budgetctl.cli.requests import Request, Settings
 from budgetctl.controller import BudgetController
 from budgetctl.evals.load import LoadedModel
 from budgetctl.exit_probe import ProbeCost
+from budgetctl.kv.held import cache_bytes
 from budgetctl.plan.knob import follow_plans
 from budgetctl.sampling import SeededSampler
 from budgetctl.segments import split_sequence

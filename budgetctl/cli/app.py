@@ -17,6 +17,7 @@ import budgetctl
 from budgetctl.cli import bench
 from budgetctl.cli.collect import collect
 from budgetctl.cli.demo import demo
+from budgetctl.cli.eval import evaluate
 from budgetctl.cli.explain import explain
 from budgetctl.cli.fit import calibrate, fit
 from budgetctl.cli.generate import generate
@@ -81,6 +82,7 @@ app = typer.Typer(
 )
 for command in (generate, explain, demo, info, serve, collect, fit, calibrate, report):
     app.command()(command)
+app.command("eval")(evaluate)
 app.add_typer(bench.app, name="bench")
 
 

@@ -76,18 +76,3 @@ def kv_cache(
         yield {"past_key_values": cache}
     finally:
         model.set_attn_implementation(before)
-
-
-def cache_bytes(cache: Any) -> int | None:
-    """Most bytes that a cache has held since it was made, keys and values and what is kept with them; None for one that
-    does not tell."""
-    held: int | None = getattr(cache, "peak_bytes", None)
-    if held is not None:
-        return held
-    tensors = [
-        tensor
-        for layer in getattr(cache, "layers", ())
-        for tensor in (getattr(layer, "keys", None), getattr(layer, "values", None))
-        if isinstance(tensor, torch.Tensor)
-    ]
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors) if tensors else None
