@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
 import torch
-from transformers import LogitsProcessorList, StoppingCriteriaList
+from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteriaList
 
 from budgetctl.controller import BudgetController
 from budgetctl.errors import EvalError
@@ -67,8 +67,10 @@ class TransformersEngine:
         hard_cut: int | None = None,
         offsets: Sequence[int] | None = None,
         stop_ids: Sequence[Sequence[int]] = (),
+        processor: Callable[[int], LogitsProcessor] | None = None,
     ) -> list[Completion]:
-        """Continue each prompt, in one batch; arguments as of the protocol.
+        """Continue each prompt, in one batch; arguments as of the protocol, and ``processor``, which makes a logits
+        processor from the padded width of the prompts: it gets the model's own logits, before anything else.
 
         Raises:
             EvalError: a hard cut beside knobs, an unknown knob, or not one seed, offset or mapping of knobs a prompt.
@@ -102,7 +104,8 @@ class TransformersEngine:
         watched = None
         if main is not None and (self.steered or hard_cut is not None):
             watched = Watched(main, 1.0 if greedy else self.temperature, greedy)
-        processors = LogitsProcessorList([p for p in (start, watched or main) if p is not None])
+        other = None if processor is None else processor(width)
+        processors = LogitsProcessorList([p for p in (start, other, watched or main) if p is not None])
         if seeds is not None:
             processors.append(SeededSampler(seeds, width, self.temperature, offsets))
         started = time.perf_counter()
