@@ -10,7 +10,10 @@ from budgetctl.evals.report.series import setting_name
 
 
 def facts(run: Run) -> dict[str, str]:
-    """What the records say of a run, then every entry of ``run.json``, nested names joined by dots."""
+    """What the records say of a run, then every entry of ``run.json``, nested names joined by dots.
+
+    Of lists of mappings, such as sessions, only the length is told; no entry stands for nothing.
+    """
     questions: dict[str, set[str]] = {}
     settings: dict[str, list[str]] = {}
     for record in run.records:
@@ -29,7 +32,7 @@ def facts(run: Run) -> dict[str, str]:
         "reference method": summary["reference"] or "none",
         "intervals": f"{100 * summary['confidence']:g} %, {summary['resamples']} bootstrap resamples of questions",
     }
-    return found | dict(_flat(run.about))
+    return found | {name: text for name, text in _flat(run.about) if name not in found}
 
 
 def _settings(told: list[str]) -> str:
@@ -48,6 +51,7 @@ def _flat(value: Mapping[str, Any], name: str = "") -> Iterator[tuple[str, str]]
         if isinstance(entry, Mapping):
             yield from _flat(entry, path)
         elif isinstance(entry, list):
-            yield path, ", ".join(map(str, entry))
+            several = any(isinstance(one, Mapping) for one in entry)
+            yield path, str(len(entry)) if several else ", ".join(map(str, entry))
         elif entry is not None:
             yield path, str(entry)

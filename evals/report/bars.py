@@ -42,6 +42,7 @@ def close_kinds(axes: Any, series: Sequence[Series], sections: Sections) -> bool
                     ha="center",
                     va="center",
                     fontsize=7.5,
+                    in_layout=False,
                     color=ink_on(colour),
                 )
         starts += shares
@@ -107,6 +108,7 @@ def _by_level(
                     ha="center",
                     va="center",
                     fontsize=7.5,
+                    in_layout=False,
                     color=ink_on(colour),
                 )
     _name_rows(axes, rows, places)

@@ -46,8 +46,9 @@ def write_report(run_dirs: Path | Sequence[Path], out: Path | None = None) -> Pa
     runs = open_runs(folders)
     path = out if out is not None else folders[0] / (REPORT if len(runs) == 1 else COMPARISON)
     series = series_of(runs, _reference(runs))
-    html = render(runs, series)
-    write_plots(runs, series, plots_folder(path))
+    drawn = draw_panels(runs, series)
+    html = render(runs, series, drawn)
+    write_plots(runs, series, drawn, plots_folder(path))
     partial = path.with_name(path.name + ".partial")
     try:
         # Lone surrogates, which UTF-8 has not, are written as question marks.
@@ -63,7 +64,7 @@ def plots_folder(page: Path) -> Path:
     return page.parent / ("plots" if page.name == REPORT else f"{page.stem}-plots")
 
 
-def render(runs: Sequence[Run], series: Sequence[Series]) -> str:
+def render(runs: Sequence[Run], series: Sequence[Series], drawn: Sequence[Drawn]) -> str:
     """The page's text."""
     here = files("budgetctl.evals.report")
     texts = {
@@ -81,7 +82,7 @@ def render(runs: Sequence[Run], series: Sequence[Series]) -> str:
         light=Markup(colours(dark=False)),
         dark=Markup(colours(dark=True)),
         series=[(one, _key(one)) for one in series],
-        plots=_plots(draw_panels(runs, series)),
+        plots=_plots(drawn),
         closes=CLOSES,
         main=tables.main_table(runs),
         methods=tables.method_table(runs),

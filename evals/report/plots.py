@@ -166,11 +166,13 @@ def draw_key(one: Series) -> str:
         return _svg(figure)
 
 
-def write_plots(runs: Sequence[Run], series: Sequence[Series], folder: Path) -> list[Path]:
-    """Each plot with all of its panels and a legend, as PNG and as SVG; files are written whole or not at all."""
+def write_plots(
+    runs: Sequence[Run], series: Sequence[Series], drawn: Sequence[Drawn], folder: Path
+) -> list[Path]:
+    """Each plot with all of its ``drawn`` panels and a legend, as PNG and as SVG; files are whole or not written."""
     written = []
     for plot in PLOTS:
-        tasks = [task for task in tasks_of(runs) if _has_panel(plot, runs, series, task)]
+        tasks = [panel.task for panel in drawn if panel.plot is plot]
         if not tasks:
             continue
         columns = min(len(tasks), ACROSS)
@@ -188,12 +190,8 @@ def write_plots(runs: Sequence[Run], series: Sequence[Series], folder: Path) -> 
             folder.mkdir(parents=True, exist_ok=True)
             for kind in ("png", "svg"):
                 written.append(_save(figure, folder / f"{plot.name}.{kind}"))
+                figure.set_layout_engine("none")  # the layout is made; it is most of the time
     return written
-
-
-def _has_panel(plot: Plot, runs: Sequence[Run], series: Sequence[Series], task: str) -> bool:
-    with _figure((WIDTH, HEIGHT)) as figure:
-        return plot.draw(figure.subplots(), series, _sections(runs, task))
 
 
 def _sections(runs: Sequence[Run], task: str) -> panels.Sections:

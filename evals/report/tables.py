@@ -134,7 +134,8 @@ def comparison_table(runs: Sequence[Run]) -> Table:
                     values += [Value(NOTHING), Value("nothing to compare", "")]
                 else:
                     said = verdict(matched["gain"], name, reference)
-                    said += "" if matched["inside"] else f" (outside {reference}'s tokens)"
+                    if not matched["inside"]:
+                        said += f"; but {reference} was measured at other lengths only"
                     values += [Value(points(matched["gain"]), matched["gain"]["mean"]), Value(said, said)]
                 tags = _tags(run, task, row)
                 place = _place(runs, run, task, name, row["budget"], row["effort"])
