@@ -8,11 +8,14 @@ from typing import Any
 from budgetctl.evals.report.run import Run
 from budgetctl.evals.report.series import setting_name
 
+#: Of ``run.json``, what stands first on the page.
+FIRST = ("model", "command", "git revision", "versions", "device")
+
 
 def facts(run: Run) -> dict[str, str]:
-    """What the records say of a run, then every entry of ``run.json``, nested names joined by dots.
+    """What the records say of a run, then the entries of ``run.json``, those of ``FIRST`` before the others.
 
-    Of lists of mappings, such as sessions, only the length is told; no entry stands for nothing.
+    Of lists of mappings, such as sessions, only the length is told.
     """
     questions: dict[str, set[str]] = {}
     settings: dict[str, list[str]] = {}
@@ -26,13 +29,17 @@ def facts(run: Run) -> dict[str, str]:
     summary = run.summary
     found = {
         "tasks": "; ".join(f"{task} ({len(items)} questions)" for task, items in sorted(questions.items())),
-        "methods": "; ".join(f"{method}: {_settings(told)}" for method, told in sorted(settings.items())),
+        "methods": "; ".join(
+            f"{method}: {_settings(told)}".removesuffix(": ") for method, told in sorted(settings.items())
+        ),
         "seeds": ", ".join("greedy" if seed == -1 else str(seed) for seed in seeds),
         "answers": str(len(run.records)),
         "reference method": summary["reference"] or "none",
         "intervals": f"{100 * summary['confidence']:g} %, {summary['resamples']} bootstrap resamples of questions",
     }
-    return found | {name: text for name, text in _flat(run.about) if name not in found}
+    entries = {name.replace("_", " "): text for name, text in _named(run.about)}
+    first = {name: entries[name] for name in FIRST if name in entries}
+    return first | found | {name: text for name, text in entries.items() if name not in found}
 
 
 def _settings(told: list[str]) -> str:
@@ -42,16 +49,23 @@ def _settings(told: list[str]) -> str:
     efforts = [value for kind, value in words if kind == "effort"]
     parts = [f"budgets {', '.join(budgets)}"] if budgets else []
     parts += [f"efforts {', '.join(efforts)}"] if efforts else []
-    return ", ".join(parts) or "as it is"
+    return ", ".join(parts)
 
 
-def _flat(value: Mapping[str, Any], name: str = "") -> Iterator[tuple[str, str]]:
-    for key, entry in value.items():
-        path = f"{name}.{key}" if name else str(key)
-        if isinstance(entry, Mapping):
-            yield from _flat(entry, path)
-        elif isinstance(entry, list):
-            several = any(isinstance(one, Mapping) for one in entry)
-            yield path, str(len(entry)) if several else ", ".join(map(str, entry))
-        elif entry is not None:
-            yield path, str(entry)
+def _named(about: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Entries as texts; those of ``configuration`` stand by themselves."""
+    for name, entry in about.items():
+        if name == "configuration" and isinstance(entry, Mapping):
+            yield from _named(entry)
+        elif isinstance(entry, list) and any(isinstance(one, Mapping) for one in entry):
+            yield name, str(len(entry))
+        elif text := _text(entry):
+            yield name, text
+
+
+def _text(entry: Any) -> str:
+    if isinstance(entry, Mapping):
+        return ", ".join(f"{name} {_text(value)}" for name, value in entry.items() if value is not None)
+    if isinstance(entry, list):
+        return ", ".join(map(str, entry))
+    return "" if entry is None else str(entry)

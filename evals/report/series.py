@@ -91,7 +91,7 @@ def setting_name(budget: int | None, effort: str | float | None) -> str:
     told = [] if budget is None else [f"budget {budget}"]
     if effort is not None:
         told.append(f"effort {effort}")
-    return ", ".join(told) or "as it is"
+    return ", ".join(told) or "no setting"
 
 
 def kinds(cells: Iterable[Cell]) -> dict[str, list[Cell]]:

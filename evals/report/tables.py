@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from budgetctl.evals.measures.shape import Cell
+from budgetctl.evals.measures.shape import Cell, Comparison
 from budgetctl.evals.report.run import Run
 from budgetctl.evals.report.series import setting_name
 from budgetctl.evals.report.words import points, signed, verdict
@@ -103,44 +103,50 @@ def comparison_table(runs: Sequence[Run]) -> Table:
         ("task", ""),
         ("method", ""),
         ("setting", ""),
-        ("pairs", "answers to the same question with the same seed, at the same setting"),
-        ("same setting, points", "difference in accuracy to the reference at the same budget and effort"),
-        ("tokens", "difference in mean generated tokens to the reference at the same setting"),
-        ("in words", "at the same setting"),
         (
-            "as many tokens, points",
+            "at equal tokens, points",
             "difference in accuracy to the reference's curve at as many generated tokens",
         ),
-        ("in words", "at as many tokens"),
+        ("in words", "at equal tokens"),
+        (
+            "at the same setting, points",
+            "difference in accuracy to the reference at the same budget and effort",
+        ),
+        ("more tokens", "difference in mean generated tokens to the reference at the same budget and effort"),
+        ("in words", "at the same setting"),
+        ("pairs", "answers to the same question with the same seed, at the same setting"),
     ]
     rows = []
     for run in runs:
         for task, section in run.sections.items():
             for row in section["comparisons"]:
-                name, reference = row["method"], row["reference"]
-                values = [Value(str(row["pairs"]), row["pairs"])]
-                if row["gain"] is None:
-                    values += [Value(NOTHING), Value(NOTHING), Value(f"{reference} has no such setting", "")]
-                else:
-                    change = row["token_gain"]
-                    values.append(Value(points(row["gain"]), row["gain"]["mean"]))
-                    values.append(
-                        Value(NOTHING) if change is None else Value(signed(change["mean"]), change["mean"])
-                    )
-                    said = verdict(row["gain"], name, reference)
-                    values.append(Value(said, said))
-                matched = row["matched"]
-                if matched is None:
-                    values += [Value(NOTHING), Value("nothing to compare", "")]
-                else:
-                    said = verdict(matched["gain"], name, reference)
-                    if not matched["inside"]:
-                        said += f"; but {reference} was measured at other lengths only"
-                    values += [Value(points(matched["gain"]), matched["gain"]["mean"]), Value(said, said)]
+                values = [*_matched(row), *_same_setting(row), Value(str(row["pairs"]), row["pairs"])]
                 tags = _tags(run, task, row)
-                place = _place(runs, run, task, name, row["budget"], row["effort"])
+                place = _place(runs, run, task, row["method"], row["budget"], row["effort"])
                 rows.append((tags, [*place, *values]))
     return Table(_with_run(runs, columns), rows)
+
+
+def _matched(row: Comparison) -> list[Value]:
+    matched = row["matched"]
+    if matched is None:
+        return [Value(NOTHING), Value("nothing to compare", "")]
+    said = verdict(matched["gain"], row["method"], row["reference"])
+    if not matched["inside"]:
+        said += f"; but {row['reference']} was measured at other lengths only"
+    return [Value(points(matched["gain"]), matched["gain"]["mean"]), Value(said, said)]
+
+
+def _same_setting(row: Comparison) -> list[Value]:
+    gain, change = row["gain"], row["token_gain"]
+    if gain is None or change is None:
+        return [Value(NOTHING), Value(NOTHING), Value(f"{row['reference']} has no such setting", "")]
+    said = verdict(gain, row["method"], row["reference"])
+    return [
+        Value(points(gain), gain["mean"]),
+        Value(signed(change["mean"]), change["mean"]),
+        Value(said, said),
+    ]
 
 
 def _with_run(runs: Sequence[Run], columns: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from budgetctl.evals.measures.shape import Comparison, MeanInterval, Section
+from budgetctl.evals.measures.shape import Comparison, Matched, MeanInterval, Section
 
 
 def points(interval: MeanInterval) -> str:
@@ -35,17 +35,27 @@ def verdict(interval: MeanInterval | None, name: str, other: str) -> str:
 
 
 def matched_sentences(section: Section, reference: str, confidence: float) -> list[str]:
-    """One sentence a method: at how many of its settings it does better or worse than the reference's curve."""
+    """One sentence a method: at how many of its settings it does better or worse than the reference's curve; and one for all
+    that cannot be compared."""
     told: dict[str, list[Comparison]] = {}
     for comparison in section["comparisons"]:
         told.setdefault(comparison["method"], []).append(comparison)
-    return [_sentence(method, rows, reference, confidence) for method, rows in told.items()]
+    sentences, apart = [], []
+    for method, rows in told.items():
+        inside = [row["matched"] for row in rows if row["matched"] is not None and row["matched"]["inside"]]
+        if inside:
+            sentences.append(_sentence(method, inside, len(rows) - len(inside), reference, confidence))
+        else:
+            apart.append(method)
+    if apart:
+        verb = "uses" if len(apart) == 1 else "use"
+        sentences.append(
+            f"{', '.join(apart)} {verb} fewer or more tokens than {reference} was measured at: not compared here."
+        )
+    return sentences
 
 
-def _sentence(method: str, rows: Sequence[Comparison], reference: str, confidence: float) -> str:
-    inside = [row["matched"] for row in rows if row["matched"] is not None and row["matched"]["inside"]]
-    if not inside:
-        return f"{method}: uses fewer or more tokens than {reference} was measured at, so the two are not compared here."
+def _sentence(method: str, inside: Sequence[Matched], outside: int, reference: str, confidence: float) -> str:
     above = sum(one["gain"]["low"] > 0 for one in inside)
     below = sum(one["gain"]["high"] < 0 for one in inside)
     open_ = len(inside) - above - below
@@ -53,11 +63,11 @@ def _sentence(method: str, rows: Sequence[Comparison], reference: str, confidenc
     found = f"{signed(100 * least)} points"
     if len(inside) > 1:
         found = f"between {signed(100 * least)} and {signed(100 * most)} points"
-    outside = len(rows) - len(inside)
-    left = f" {outside} more lie outside the tokens that {reference} was measured at." if outside else ""
+    verb = "setting uses" if outside == 1 else "settings use"
+    left = f" {outside} more {verb} fewer or more tokens than {reference} was measured at." if outside else ""
     settings = "setting" if len(inside) == 1 else "settings"
     return (
-        f"{method} against {reference} at as many tokens, {len(inside)} {settings}: better at {above}, worse at "
+        f"{method} against {reference} at equal tokens, {len(inside)} {settings}: better at {above}, worse at "
         f"{below}, not told apart at {open_} ({100 * confidence:g} % intervals); differences in accuracy {found}.{left}"
     )
 
@@ -67,6 +77,6 @@ def caution(comparisons: int, confidence: float) -> str:
     expected = comparisons * (1 - confidence)
     return (
         f"Intervals are paired bootstraps over questions, {100 * confidence:g} % each, and not corrected for their number: "
-        f"of {comparisons} comparisons without any difference about {expected:.1f} would be called one. "
+        f"of {comparisons} comparisons between equals, about {expected:.1f} would be called different all the same. "
         "They speak of these questions and this model alone."
     )
