@@ -72,10 +72,10 @@ def shared_area(points: Sequence[Point], reference: Sequence[Point]) -> SharedAr
 
 def anytime(answers: Sequence[Answer], how: Resampling) -> MeanInterval | None:
     """Accuracy at a budget drawn uniformly from those of the answers; None with fewer than two."""
-    budgets = sorted({one.budget for one in answers if one.budget is not None})
+    some = [one for one in answers if one.budget is not None and one.effort is None]
+    budgets = sorted({one.budget for one in some if one.budget is not None})
     if len(budgets) < 2:
         return None
-    some = [one for one in answers if one.budget is not None]
     right, asked = column(some, "correct"), column(some, "budget")
     columns = np.where(asked[:, None] == np.array(budgets), right[:, None], np.nan)
     draws = resampled_means(columns, group_ids(question_keys(some)), how.resamples, how.seed)

@@ -70,7 +70,7 @@ class Cell(TypedDict):
     kv_bytes: MeanInterval | None
     kv_bytes_peak: int | None
     calibration: Calibration | None
-    levels: list[Level]  # empty over all tasks, whose levels have nothing in common
+    levels: list[Level]  # empty where several tasks are together, whose levels differ in meaning
 
 
 class Point(TypedDict):

@@ -8,7 +8,10 @@ from typing import Any
 import numpy as np
 
 from budgetctl.evals.harness.answer import Answer
+from budgetctl.evals.measures.cells import Resampling
+from budgetctl.evals.measures.shape import Cell, Section
 
+QUICK = Resampling(resamples=200)
 BUDGETS = (8, 16, 32, 64)
 CLOSES = {"hard-cut": "forced", "budgetctl": "steered", "prompt": "natural"}
 
@@ -46,6 +49,16 @@ def make_answer(**changes: Any) -> Answer:
     if "budget" in changes:
         changes.setdefault("thinking_budget", changes["budget"])
     return replace(base, **changes)
+
+
+def cell_of(section: Section, method: str, budget: int | None = None, effort: Any = None) -> Cell:
+    """The one of a method and setting."""
+    (found,) = (
+        cell
+        for cell in section["cells"]
+        if (cell["method"], cell["budget"], cell["effort"]) == (method, budget, effort)
+    )
+    return found
 
 
 def synthetic_run(questions: int = 12, seeds: tuple[int, ...] = (0, 1), seed: int = 0) -> list[Answer]:
