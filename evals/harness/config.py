@@ -90,8 +90,8 @@ def cells(config: RunConfig, tasks: Sequence[str], methods: Sequence[Method]) ->
     for method in methods:
         if not given[method.takes]:
             raise EvalError(
-                f"method {method.name!r} takes a {method.takes} and none is given: expected --{method.takes}s; give some, or "
-                "leave the method out"
+                f"method {method.name!r} needs --{method.takes}s and none are given: expected some; give them, or leave the "
+                "method out"
             )
     taken = {method.takes for method in methods}
     for what in ("budget", "effort"):

@@ -95,3 +95,15 @@ def test_temperature_that_is_no_temperature(temperature: float) -> None:
 def test_seeds_that_do_not_fit_the_rows() -> None:
     with pytest.raises(BudgetError, match="3 seeds for 2 rows"):
         SeededSampler([1, 2, 3], 1)(torch.zeros(2, 1, dtype=torch.int64), torch.zeros(2, 5))
+
+
+def test_noise_goes_on_from_an_offset() -> None:
+    scores = torch.randn(3, 30)
+    rows = [
+        SeededSampler([7], 4)(torch.zeros(1, 4 + at, dtype=torch.int64), scores[at : at + 1])
+        for at in range(3)
+    ]
+    together = SeededSampler([7, 7, 7], 9, offsets=[0, 1, 2])(torch.zeros(3, 9, dtype=torch.int64), scores)
+    assert torch.equal(together, torch.cat(rows))
+    with pytest.raises(BudgetError, match="2 offsets for 3 seeds"):
+        SeededSampler([1, 2, 3], 1, offsets=[0, 1])

@@ -106,3 +106,12 @@ def test_padding_before_the_prompt_is_no_matter(markers: Any) -> None:
 def test_a_thought_closed_in_the_prompt_leaves_an_answer_only(markers: Any) -> None:
     parts = split_sequence([*PROMPT, 10, 2, 11, 4, 5, 1], 7, markers["opened by the template"])
     assert (parts.thought, parts.answer, parts.close_span) == ((), (4, 5), None)
+
+
+def test_columns_are_those_of_the_thought(markers: Any) -> None:
+    for new in ([5, 6, 11, 4, 10, 6, 5, 11, 4], [5, 11, 4], [11], [5, 6]):
+        ids = [*PROMPT, 10, 2, 6, *new]
+        parts = split_sequence(ids, 7, markers["opened by the template"])
+        assert tuple(ids[column] for column in parts.columns) == parts.thought
+        assert list(parts.columns) == sorted(parts.columns)
+        assert parts.columns[0] == 6  # the token that the prompt holds
