@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
@@ -47,7 +48,7 @@ def write_report(run_dirs: Path | Sequence[Path], out: Path | None = None) -> Pa
     path = out if out is not None else folders[0] / (REPORT if len(runs) == 1 else COMPARISON)
     series = series_of(runs, _reference(runs))
     drawn = draw_panels(runs, series)
-    html = render(runs, series, drawn)
+    html = render(runs, series, drawn, path.parent)
     write_plots(runs, series, drawn, plots_folder(path))
     partial = path.with_name(path.name + ".partial")
     try:
@@ -64,8 +65,8 @@ def plots_folder(page: Path) -> Path:
     return page.parent / ("plots" if page.name == REPORT else f"{page.stem}-plots")
 
 
-def render(runs: Sequence[Run], series: Sequence[Series], drawn: Sequence[Drawn]) -> str:
-    """The page's text."""
+def render(runs: Sequence[Run], series: Sequence[Series], drawn: Sequence[Drawn], folder: Path) -> str:
+    """The page's text; ``folder`` is where it will be, from which the records are linked."""
     here = files("budgetctl.evals.report")
     texts = {
         name: (here / name).read_text(encoding="utf-8") for name in ("page.html.j2", "page.css", "page.js")
@@ -92,6 +93,7 @@ def render(runs: Sequence[Run], series: Sequence[Series], drawn: Sequence[Drawn]
         short=_short(runs),
         caution=words.caution,
         questions=questions,
+        links=[_link(run.folder / "records.jsonl", folder) for run in runs],
         data=Markup(questions.json),
         page_data=Markup(_page_data(runs)),
         limits={"megabytes": BYTES / 1e6, "text": TEXT},
@@ -101,6 +103,11 @@ def render(runs: Sequence[Run], series: Sequence[Series], drawn: Sequence[Drawn]
 def _check_out(out: Path) -> None:
     if out.is_dir() or not out.parent.is_dir():
         raise EvalError(f"--out {out}: expected a file in a folder that is there; correct the path")
+
+
+def _link(file: Path, folder: Path) -> str:
+    """Address of a file relative to a folder."""
+    return quote(Path(os.path.relpath(file.resolve(), folder.resolve())).as_posix())
 
 
 def _reference(runs: Sequence[Run]) -> str | None:

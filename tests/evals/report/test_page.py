@@ -46,6 +46,11 @@ def test_headers_labels_and_alternatives_are_there(page: Page) -> None:
     assert "width=device-width" in page.all("meta")[1]["content"]
 
 
+def test_the_records_are_linked_from_where_the_page_is(tmp_path: Path) -> None:
+    for place, address in (("run #1", "records.jsonl"), (".", "run%20%231/records.jsonl")):
+        assert page_module._link(tmp_path / "run #1" / "records.jsonl", tmp_path / place) == address
+
+
 def test_hostile_text_stays_text(report_text: str, page: Page) -> None:
     assert "<script>alert" not in report_text
     assert page.all("i") == []
