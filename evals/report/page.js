@@ -4,12 +4,16 @@
   const all = (selector, root = document) => Array.from(root.querySelectorAll(selector));
 
   // Legend: a click hides or shows a method in every plot.
-  for (const button of all(".legend button")) {
-    button.addEventListener("click", () => {
-      const shown = button.getAttribute("aria-pressed") === "true";
-      button.setAttribute("aria-pressed", String(!shown));
-      for (const mark of all("." + button.dataset.key)) mark.classList.toggle("gone", shown);
-    });
+  const legend = all(".legend button[data-key]");
+  const press = (button, shown) => {
+    button.setAttribute("aria-pressed", String(shown));
+    for (const mark of all("." + button.dataset.key)) mark.classList.toggle("gone", !shown);
+  };
+  for (const button of legend) {
+    button.addEventListener("click", () => press(button, button.getAttribute("aria-pressed") !== "true"));
+  }
+  for (const button of all(".legend button[data-all]")) {
+    button.addEventListener("click", () => legend.forEach((one) => press(one, button.dataset.all === "show")));
   }
 
   // Tables: a click on a column sorts by it, another the other way round; rows without a value stay last.

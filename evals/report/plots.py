@@ -175,7 +175,7 @@ def write_plots(
         tasks = [panel.task for panel in drawn if panel.plot is plot]
         if not tasks:
             continue
-        columns = min(len(tasks), ACROSS)
+        columns = 2 if len(tasks) == 4 else min(len(tasks), ACROSS)
         rows = -(-len(tasks) // columns)
         height = max(_height(plot, series, _sections(runs, task)) for task in tasks)
         with _figure((WIDTH * columns, height * rows + 0.6)) as figure:

@@ -83,6 +83,10 @@ def test_a_legend_entry_hides_its_method(shown: Any) -> None:
     shown.keyboard.press("Enter")
     assert button.get_attribute("aria-pressed") == "false"
     assert not marks.first.is_visible()
+    shown.locator("[data-all=show]").click()
+    assert marks.first.is_visible()
+    shown.locator("[data-all=hide]").click()
+    assert shown.locator("button[data-key][aria-pressed=true]").count() == 0
 
 
 def test_a_thought_is_opened_with_its_marks_and_its_close(shown: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections import Counter
 from dataclasses import replace
@@ -86,7 +87,7 @@ def test_a_failure_leaves_the_earlier_page(tmp_path: Path, monkeypatch: pytest.M
     def fail(*arguments: Any) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr(page_module, "os", SimpleNamespace(replace=fail))
+    monkeypatch.setattr(page_module, "os", SimpleNamespace(replace=fail, path=os.path))
     with pytest.raises(OSError, match="disk full"):
         write_report(folder)
     assert (folder / "report.html").read_text(encoding="utf-8") == "earlier"
