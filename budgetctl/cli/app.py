@@ -22,7 +22,19 @@ from budgetctl.cli.explain import explain
 from budgetctl.cli.fit import calibrate, fit
 from budgetctl.cli.generate import generate
 from budgetctl.cli.info import info
-from budgetctl.cli.refit import refit
+for command in (
+    generate,
+    explain,
+    demo,
+    info,
+    report,
+    serve,
+    simulate,
+    collect,
+    fit,
+    calibrate,
+    refit,
+):
 from budgetctl.cli.serve import serve
 from budgetctl.cli.simulate import simulate
 from budgetctl.errors import BudgetctlError
@@ -86,6 +98,7 @@ for command in (
     explain,
     demo,
     info,
+    report,
     serve,
     simulate,
     collect,

@@ -39,7 +39,7 @@ class Answer:
         answer: text of the answer.
         expected: the reference answer.
         prompt: the question.
-        steered: [start, stop) columns of the thought at which guidance changed the likeliest token, in order.
+        steered: [start, stop) characters of ``thought`` where guidance changed the likeliest token, in order.
         extra: what a method tells besides, such as the number of its probes; JSON values.
     """
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from budgetctl.evals.harness.answer import Answer
 from budgetctl.evals.harness.method import Completion, Engine, Item, Setting
+from budgetctl.evals.harness.spans import character_spans
 from budgetctl.training.verifiers import score_answer
 
 
@@ -65,6 +66,6 @@ def grade(
         answer=text,
         expected=item.answer,
         prompt=item.prompt,
-        steered=completion.steered,
+        steered=character_spans(engine.tokenizer, completion.thought, completion.steered),
         extra={**completion.extra, **(extra or {})},
     )

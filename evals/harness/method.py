@@ -52,6 +52,7 @@ class Completion:
         thought: ids of the thought, markers not.
         answer: ids after the thought, the end of sequence not.
         close: as of :class:`~budgetctl.evals.harness.answer.Answer`; so are the fields below.
+        steered: [start, stop) positions in ``thought`` at which guidance changed the likeliest token, in order.
     """
 
     new_ids: tuple[int, ...]
