@@ -22,19 +22,8 @@ from budgetctl.cli.explain import explain
 from budgetctl.cli.fit import calibrate, fit
 from budgetctl.cli.generate import generate
 from budgetctl.cli.info import info
-for command in (
-    generate,
-    explain,
-    demo,
-    info,
-    report,
-    serve,
-    simulate,
-    collect,
-    fit,
-    calibrate,
-    refit,
-):
+from budgetctl.cli.refit import refit
+from budgetctl.cli.report import report
 from budgetctl.cli.serve import serve
 from budgetctl.cli.simulate import simulate
 from budgetctl.errors import BudgetctlError

@@ -17,7 +17,7 @@ from budgetctl.errors import EvalError
 from budgetctl.evals.baselines import HardCut
 from budgetctl.evals.harness.knobs import knobs_of_rows
 from budgetctl.evals.harness.method import Completion
-from budgetctl.evals.harness.watching import StartForecast, StopAfter, Watched, end_of
+from budgetctl.evals.harness.watching import StartForecast, StopAfter, Watched, WatchedCut, end_of
 from budgetctl.evals.load import LoadedModel
 from budgetctl.integrations.kv_hooks import begin_cache
 from budgetctl.kv.held import cache_bytes
@@ -33,7 +33,7 @@ class TransformersEngine:
         loaded: model, tokenizer, markers, and the length predictor where there is one.
         temperature: of sampling; greedy decoding has none.
         steered: note the tokens of the thought at which guidance changed the likeliest one, for the report. It costs two
-            passes over the logits a step.
+            more looks for the likeliest token a step.
     """
 
     def __init__(self, loaded: LoadedModel, *, temperature: float = 1.0, steered: bool = False) -> None:
@@ -98,14 +98,15 @@ class TransformersEngine:
         start = None
         if self.loaded.installation.forecast is not None:
             start = StartForecast(self.loaded.forecast, self.delimiters, width)
-        main: BudgetController | HardCut | None = controller
+        main: BudgetController | Watched | None = controller
         if hard_cut is not None:
-            main = HardCut(self.delimiters, hard_cut, width)
-        watched = None
-        if main is not None and (self.steered or hard_cut is not None):
-            watched = Watched(main, 1.0 if greedy else self.temperature, greedy)
+            cut = HardCut(self.delimiters, hard_cut, width)
+            main = WatchedCut(cut, None if greedy else self.temperature)
+        elif controller is not None and self.steered:
+            main = Watched(controller)
+        watched = main if isinstance(main, Watched) else None
         other = None if processor is None else processor(width)
-        processors = LogitsProcessorList([p for p in (start, other, watched or main) if p is not None])
+        processors = LogitsProcessorList([p for p in (start, other, main) if p is not None])
         if seeds is not None:
             processors.append(SeededSampler(seeds, width, self.temperature, offsets))
         started = time.perf_counter()
@@ -196,8 +197,8 @@ class TransformersEngine:
         lengths = [len(columns) for columns in thoughts]
         predicted = [None] * rows if start is None else start.predicted(rows)
         cdf = [None] * rows if start is None else start.cdf(lengths)
-        written = [] if watched is None or hard_cut is None else watched.written
-        changed = [] if watched is None or controller is None else watched.changed
+        noted = [] if watched is None else watched.steps
+        written, changed = ([], noted) if hard_cut is None else (noted, [])
         found = []
         for row in range(rows):
             part, report = parts[row], reports[row]

@@ -68,44 +68,55 @@ class StartForecast(LogitsProcessor):
 
 
 class Watched(LogitsProcessor):
-    """Calls another processor and keeps, for each step and row, how it changed the choice of the token.
+    """Calls another processor and keeps, for each step and row, whether it changed the likeliest token.
 
     Args:
         inner: the processor.
-        temperature: of the sampling that follows.
-        greedy: the likeliest token is taken.
     """
 
     supports_continuous_batching = False
 
-    def __init__(self, inner: LogitsProcessor, temperature: float, greedy: bool) -> None:
-        self.inner, self.temperature, self.greedy = inner, temperature, greedy
-        self._changed: list[torch.Tensor] = []
-        self._written: list[torch.Tensor] = []
+    def __init__(self, inner: LogitsProcessor) -> None:
+        self.inner = inner
+        self._steps: list[torch.Tensor] = []
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """Scores [B, V] as the inner processor makes them."""
         after = self.inner(input_ids, scores)
-        before_best, best = scores.argmax(1), after.argmax(1)
-        single = (after > -torch.inf).sum(1) == 1
-        if self.greedy:
-            wanted = before_best == best
-        else:
-            wanted = probability_of(scores, best[:, None], self.temperature) >= 0.5
-        self._changed.append(before_best != best)
-        self._written.append(single & ~wanted)
+        self._steps.append(self.noted(scores, after))
         return after
 
-    @property
-    def changed(self) -> list[list[bool]]:
-        """[steps][B], whether the likeliest token became another."""
-        return [step.tolist() for step in self._changed]
+    def noted(self, before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
+        """[B] bool of one step, for scores [B, V] before and after the inner processor."""
+        return before.argmax(1) != after.argmax(1)
 
     @property
-    def written(self) -> list[list[bool]]:
-        """[steps][B], whether a single token was left that the model had not wanted: not the likeliest (greedy), or with
-        less than half of the probability (sampling)."""
-        return [step.tolist() for step in self._written]
+    def steps(self) -> list[list[bool]]:
+        """[steps][B], what was noted."""
+        return [step.tolist() for step in self._steps]
+
+
+class WatchedCut(Watched):
+    """The same for a processor that writes tokens: whether it left a single one that the model had not wanted.
+
+    That is one that was not the likeliest (greedy), or had less than half of the probability (sampling).
+
+    Args:
+        inner: the processor.
+        temperature: of the sampling that follows; None for greedy decoding.
+    """
+
+    def __init__(self, inner: LogitsProcessor, temperature: float | None) -> None:
+        super().__init__(inner)
+        self.temperature = temperature
+
+    def noted(self, before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
+        best = after.argmax(1)
+        if self.temperature is None:
+            wanted = before.argmax(1) == best
+        else:
+            wanted = probability_of(before, best[:, None], self.temperature) >= 0.5
+        return ((after > -torch.inf).sum(1) == 1) & ~wanted
 
 
 class StopAfter(StoppingCriteria):
