@@ -213,6 +213,13 @@ PlanSchedule = Annotated[
     ),
 ]
 ShowPlan = Annotated[bool, typer.Option("--show-plan", help="Write the plan into the prompt as well.")]
+BudgetNotesFlag = Annotated[
+    bool,
+    typer.Option(
+        "--budget-notes",
+        help="Write what is left into the thought where a step of --plan begins; these tokens are counted and told.",
+    ),
+]
 PlannerModel = Annotated[
     str | None,
     typer.Option(

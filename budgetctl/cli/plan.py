@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -106,6 +106,26 @@ def read_plan(
     return PlanSettings(given, allocator, shown, planner, planner_url, cache, embedded)
 
 
+def own_plan(value: object, shared: PlanSettings | None, *, embedded: bool) -> PlanSettings | None:
+    """The plan of one line of a file: auto, None for none, or a plan as data, under the schedule that is ``shared`` by all
+    lines where the plan names none.
+
+    Raises:
+        PlanError: for a plan that makes no sense.
+    """
+    if value is None:
+        return None
+    shared = shared or PlanSettings(embedded=embedded)
+    if isinstance(value, str):
+        if value.strip() != AUTO:
+            raise PlanError(
+                f"plan {value!r}: expected auto, a list of steps, or an object that has them; correct it"
+            )
+        return replace(shared, given=None)
+    named = isinstance(value, Mapping) and "schedule" in value
+    return replace(shared, given=Plan.of(value), schedule=None if named else shared.schedule)
+
+
 class PlannedPrompt(NamedTuple):
     """What the model is asked, and the plan that its thought follows, None for none."""
 
@@ -114,17 +134,16 @@ class PlannedPrompt(NamedTuple):
 
 
 def plan_prompts(
-    loaded: LoadedModel, settings: PlanSettings | None, prompts: Sequence[str]
+    loaded: LoadedModel, settings: Sequence[PlanSettings | None], prompts: Sequence[str]
 ) -> list[PlannedPrompt]:
-    """The prompts of one batch with their plans."""
-    if settings is None:
-        return [PlannedPrompt(prompt, None) for prompt in prompts]
-    planner = settings.planner_for(loaded)
-    plans = [planner(prompt) for prompt in prompts]
-    return [
-        PlannedPrompt(settings.prompt(prompt, plan), plan)
-        for prompt, plan in zip(prompts, plans, strict=True)
-    ]
+    """The prompts of one batch with their plans, each as its own ``settings`` say."""
+    planners = {own: own.planner_for(loaded) for own in settings if own is not None}
+    planned = []
+    for prompt, own in zip(prompts, settings, strict=True):
+        plan = None if own is None else planners[own](prompt)
+        text = prompt if own is None or plan is None else own.prompt(prompt, plan)
+        planned.append(PlannedPrompt(text, plan))
+    return planned
 
 
 def plan_accounts(

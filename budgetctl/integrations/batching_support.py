@@ -25,6 +25,7 @@ CALL_KNOBS = (
     "guided_steps",
     "early_exit",
     "plan",
+    "budget_notes",
     "kv_budget",
     "kv_policy",
     "kv_max_loss",

@@ -32,7 +32,7 @@ from budgetctl.integrations.callback import OnReport, ReportCallback
 from budgetctl.integrations.kv_hooks import KV_KNOBS, begin_cache, keep_attention
 from budgetctl.integrations.wrapping import unwrap
 from budgetctl.phrases import phrase_ids
-from budgetctl.plan.knob import follow_plans
+from budgetctl.plan.knob import follow_plans, write_notes
 from budgetctl.predictors.artifact import PredictorArtifact, check_model, load_predictor
 from budgetctl.predictors.calibrate import level_for
 from budgetctl.predictors.hidden_state import LogitsHiddenState, recovery_error
@@ -56,6 +56,7 @@ KNOBS: dict[str, object] = {
     "guided_steps": None,
     "early_exit": None,
     "plan": None,
+    "budget_notes": None,
     "kv_budget": None,
     "kv_policy": None,
     "kv_max_loss": None,
@@ -135,6 +136,7 @@ class Installation:
         )
         controller.budgets.check_rows(prompts)
         follow_plans(controller, getattr(config, "plan", None), self.tokenizer, prompts)
+        write_notes(controller, getattr(config, "budget_notes", None), self.tokenizer, prompts)
         return controller
 
     def _early_exit(self, config: GenerationConfig, delimiters: ThinkingDelimiters) -> ExitProbe | None:
@@ -258,7 +260,7 @@ def _with_controller(installation: Installation) -> Callable[..., LogitsProcesso
                 why = "continuous batching leaves no forward pass for probes"
                 _refuse(generation_config, why, "use generate", ("early_exit",))
                 why = "continuous batching follows no plans"
-                _refuse(generation_config, why, "use generate", ("plan",))
+                _refuse(generation_config, why, "use generate", ("plan", "budget_notes"))
                 why = "continuous batching has a paged cache of its own"
                 _refuse(generation_config, why, "use generate", KV_KNOBS)
                 installation.batching = batching.batched_budgets(installation, generation_config)
