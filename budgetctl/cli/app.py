@@ -22,6 +22,7 @@ from budgetctl.cli.fit import calibrate, fit
 from budgetctl.cli.generate import generate
 from budgetctl.cli.info import info
 from budgetctl.cli.serve import serve
+from budgetctl.cli.tune import tune
 from budgetctl.errors import BudgetctlError
 
 
@@ -78,7 +79,7 @@ app = typer.Typer(
     invoke_without_command=True,
     pretty_exceptions_enable=False,
 )
-for command in (generate, explain, demo, info, serve, collect, fit, calibrate):
+for command in (generate, explain, demo, info, serve, collect, fit, calibrate, tune):
     app.command()(command)
 app.add_typer(bench.app, name="bench")
 
