@@ -63,6 +63,8 @@ KNOBS: dict[str, object] = {
 }
 #: Written where a thought is extended, unless ``extension_phrase`` says otherwise (s1, arXiv 2501.19393).
 EXTENSION_PHRASE = "Wait"
+#: So many plans are kept in tokens.
+MANY_PLANS = 1024
 #: Largest relative error of the hidden state recovered from logits that ``install`` accepts.
 MAX_RECOVERY_ERROR = 0.05
 
@@ -89,6 +91,8 @@ class Installation:
     _original: Callable[..., LogitsProcessorList] | None = field(default=None, repr=False)
     _callback: ReportCallback | None = field(default=None, repr=False)
     _texts: AnswerTexts | None = field(default=None, repr=False)
+    #: Plans in tokens; continuous batching asks for them whenever a request comes or goes.
+    _spelled: dict[Any, Any] = field(default_factory=dict, repr=False)
 
     def reports(self, sequences: torch.Tensor) -> list[ThoughtReport]:
         """Accounts of the sequences [B, T] that the latest ``generate`` call returned.
@@ -123,6 +127,7 @@ class Installation:
         settings["max_new_tokens"] = None if length is None else max(length - prompt_length, 0)
         settings["temperature"] = config.temperature if sampled and config.temperature else 1.0
         settings["greedy"] = not sampled
+        plan, notes = (rows.pop(name, getattr(config, name, None)) for name in batching.PLAN_KNOBS)
         controller = BudgetController(
             delimiters,
             forecast=self.forecast,
@@ -135,8 +140,10 @@ class Installation:
             **(settings | rows),
         )
         controller.budgets.check_rows(prompts)
-        follow_plans(controller, getattr(config, "plan", None), self.tokenizer, prompts)
-        write_notes(controller, getattr(config, "budget_notes", None), self.tokenizer, prompts)
+        if len(self._spelled) > MANY_PLANS:
+            self._spelled.clear()
+        follow_plans(controller, plan, self.tokenizer, prompts, self._spelled)
+        write_notes(controller, notes, self.tokenizer, prompts)
         return controller
 
     def _early_exit(self, config: GenerationConfig, delimiters: ThinkingDelimiters) -> ExitProbe | None:
@@ -259,8 +266,6 @@ def _with_controller(installation: Installation) -> Callable[..., LogitsProcesso
             else:
                 why = "continuous batching leaves no forward pass for probes"
                 _refuse(generation_config, why, "use generate", ("early_exit",))
-                why = "continuous batching follows no plans"
-                _refuse(generation_config, why, "use generate", ("plan", "budget_notes"))
                 why = "continuous batching has a paged cache of its own"
                 _refuse(generation_config, why, "use generate", KV_KNOBS)
                 installation.batching = batching.batched_budgets(installation, generation_config)

@@ -37,6 +37,18 @@ def read_plans(value: Any) -> list[Plan | None] | None:
     return [Plan.of(items)]
 
 
+def one_plan(value: Any) -> Plan | None:
+    """The plan of one request.
+
+    Raises:
+        PlanError: for what :func:`read_plans` refuses, or several plans.
+    """
+    plans = read_plans(value)
+    if plans is not None and len(plans) != 1:
+        raise PlanError(f"{len(plans)} plans in one request: expected one; give each request its own")
+    return None if plans is None else plans[0]
+
+
 def _is_plan(item: Any) -> bool:
     if item is None or isinstance(item, Plan):
         return True
@@ -45,7 +57,13 @@ def _is_plan(item: Any) -> bool:
     return isinstance(item, Sequence) and not isinstance(item, str)
 
 
-def follow_plans(controller: BudgetController, plan: Any, tokenizer: Any, prompts: int | None = None) -> None:
+def follow_plans(
+    controller: BudgetController,
+    plan: Any,
+    tokenizer: Any,
+    prompts: int | None = None,
+    known: dict[Plan, Any] | None = None,
+) -> None:
     """Give a controller the plans of its rows, as ``plan`` says (:func:`read_plans`).
 
     Args:
@@ -53,6 +71,7 @@ def follow_plans(controller: BudgetController, plan: Any, tokenizer: Any, prompt
         plan: None for none.
         tokenizer: of the model.
         prompts: of the call, None where they are not counted.
+        known: plans that have been spelled before, which is added to.
 
     Raises:
         PlanError: for a value that is no plan, not one plan a prompt, or a heading that cannot be written.
@@ -73,7 +92,7 @@ def follow_plans(controller: BudgetController, plan: Any, tokenizer: Any, prompt
         raise PlanError(
             "a plan for a controller without boundaries: expected those of the tokenizer; pass boundaries"
         )
-    row_plans = RowPlans.build(plans, tokenizer, controller.boundaries)
+    row_plans = RowPlans.build(plans, tokenizer, controller.boundaries, known)
     controller.steps = StepGuide(row_plans, controller.limits)
 
 

@@ -237,8 +237,3 @@ def test_weights_by_predicted_length(found: Installation) -> None:
 def test_plans_that_are_refused(plan: Any, match: str, found: Installation) -> None:
     with pytest.raises(PlanError, match=match):
         found.model.generate(**inputs_of(found, QUESTIONS), **LIMITS, plan=plan)
-
-
-def test_continuous_batching_refuses_plans(found: Installation) -> None:
-    with pytest.raises(BudgetError, match="follows no plans"):
-        found.model.generate_batch([[5, 6]], max_new_tokens=8, plan=["a"])
