@@ -53,6 +53,7 @@ def report_sequences(
     budgets, predicted, keys = controller.account(ids, prompt_length)
     limited = limited_rows(controller, len(ids)).tolist()
     strength = controller.strength if controller.forecast is not None else 0.0
+    line = controller.boundaries.line.cpu() if controller.boundaries is not None else None
     reports = []
     rows = zip(ids.tolist(), budgets, predicted, keys, limited, strict=True)
     for at, (row, budget, length, prefix_keys, has_limit) in enumerate(rows):
@@ -63,7 +64,6 @@ def report_sequences(
             steps = [kinds.get(prefix_keys[column], "natural") for column in range(start, stop)]
             close = next((kind for kind in steps if kind in ("forced", "early")), steps[0])
         notes = None if controller.notes is None else controller.notes.of(at, len(ids))
-        line = None if controller.boundaries is None else controller.boundaries.line
         reports.append(
             ThoughtReport(
                 thinking_tokens=len(parts.thought),

@@ -133,10 +133,13 @@ def own_plan(value: object, shared: PlanSettings | None, *, embedded: bool) -> P
             )
         return replace(shared, given=None)
     named = value if isinstance(value, Mapping) else {}
-    kept = {
-        name: None if name in named else getattr(shared, name) for name in ("schedule", "floor", "firmness")
-    }
-    return replace(shared, given=Plan.of(value), **kept)
+    return replace(
+        shared,
+        given=Plan.of(value),
+        schedule=None if "schedule" in named else shared.schedule,
+        floor=None if "floor" in named else shared.floor,
+        firmness=None if "firmness" in named else shared.firmness,
+    )
 
 
 class PlannedPrompt(NamedTuple):
