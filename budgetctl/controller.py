@@ -34,6 +34,7 @@ from budgetctl.steering import Steering
 if TYPE_CHECKING:
     from budgetctl.kv.coupling import KVCoupling
     from budgetctl.plan.enforce import StepGuide, StepNow
+    from budgetctl.plan.note_guide import NoteGuide
 
 
 class BudgetController(LogitsProcessor):
@@ -131,6 +132,8 @@ class BudgetController(LogitsProcessor):
         self.kv: KVCoupling | None = None
         #: Holds the thought to the steps of a plan, where there is one.
         self.steps: StepGuide | None = None
+        #: Writes into the thought what is left of its budgets, where that was asked for.
+        self.notes: NoteGuide | None = None
         if not self.idle:
             for value in as_list(temperature):
                 check_temperature(value)
@@ -151,7 +154,7 @@ class BudgetController(LogitsProcessor):
     @property
     def idle(self) -> bool:
         """Whether nothing was asked for, so that every call returns its scores as they came."""
-        asked = any(part is not None for part in (self.extension, self.early_exit, self.steps))
+        asked = any(part is not None for part in (self.extension, self.early_exit, self.steps, self.notes))
         return self.limits.idle and not asked and (self.kv is None or self.kv.max_loss is None)
 
     @torch.no_grad()
@@ -189,6 +192,8 @@ class BudgetController(LogitsProcessor):
         if self.steps is not None:
             now = self.steps.now(input_ids, reading, left)
             limited = limited | now.planned
+        if self.notes is not None:
+            limited = limited | self.notes.on(rows, device).noted
 
         result = scores
         if may_hold(state.thinking & limited) or (self.limits.has_minimum and may_hold(state.thinking)):
@@ -275,13 +280,22 @@ class BudgetController(LogitsProcessor):
             inside = (reading.fence_marks % 2 == 1) & active
             steered = self.boundaries.spans.keep_whole(steered, input_ids, active & ~spent, inside, unbroken)
             early = early & ~inside
+        whole = active if inside is None else active & ~inside
+        note = None
+        if self.notes is not None and self.boundaries is not None:
+            note = self.notes.now(input_ids, reading, now, whole, left, self.boundaries)
+            early = early & ~note.begun
+            open_ended = open_ended & ~note.begun
         exits = None
         if self.early_exit is not None:
             exits = self.early_exit(input_ids, open_ended if inside is None else open_ended & ~inside, state)
             early = early | exits
         forced = spent | early
+        free = whole & ~forced
+        if note is not None:
+            steered = force_tokens(steered, free & (note.begun | note.due), note.token)
+            free = free & ~note.begun
         if now is not None and self.steps is not None and self.boundaries is not None:
-            free = active & ~forced if inside is None else active & ~forced & ~inside
             steered = self.steps.headings(
                 steered, scores, input_ids, reading, now, free, left, self.boundaries, temperature
             )

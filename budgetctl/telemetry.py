@@ -22,7 +22,8 @@ class ThoughtReport:
     it at a limit), ``early`` (the controller wrote it because the answer was there) or ``none`` (the thought was never
     closed, or there was none). ``thinking_budget`` is None without a limit, ``predicted_tokens`` is the natural length that effort is a share of, None without a predictor. ``leaked`` says that
     markers of a thought stand in the answer. ``guidance_strength`` is how strongly the thought was steered, 0 where it
-    was not: without a limit or a predictor, or because it was asked for.
+    was not: without a limit or a predictor, or because it was asked for. ``note_tokens`` of the thinking tokens are notes about what
+    is left.
     """
 
     thinking_tokens: int
@@ -32,6 +33,7 @@ class ThoughtReport:
     close: str
     leaked: bool
     guidance_strength: float = 0.0
+    note_tokens: int = 0
 
     def as_dict(self) -> dict[str, object]:
         """The fields as JSON values."""
@@ -51,15 +53,17 @@ def report_sequences(
     budgets, predicted, keys = controller.account(ids, prompt_length)
     limited = limited_rows(controller, len(ids)).tolist()
     strength = controller.strength if controller.forecast is not None else 0.0
+    line = controller.boundaries.line.cpu() if controller.boundaries is not None else None
     reports = []
     rows = zip(ids.tolist(), budgets, predicted, keys, limited, strict=True)
-    for row, budget, length, prefix_keys, has_limit in rows:
+    for at, (row, budget, length, prefix_keys, has_limit) in enumerate(rows):
         parts = split_sequence(row, prompt_length, controller.delimiters)
         close = "none"
         if parts.close_span is not None:
             start, stop = parts.close_span
             steps = [kinds.get(prefix_keys[column], "natural") for column in range(start, stop)]
             close = next((kind for kind in steps if kind in ("forced", "early")), steps[0])
+        notes = None if controller.notes is None else controller.notes.of(at, len(ids))
         reports.append(
             ThoughtReport(
                 thinking_tokens=len(parts.thought),
@@ -69,6 +73,7 @@ def report_sequences(
                 close=close,
                 leaked=parts.stray_markers > 0,
                 guidance_strength=strength if has_limit else 0.0,
+                note_tokens=0 if notes is None else notes.tokens_in(parts.thought, line),
             )
         )
     return reports
@@ -82,4 +87,6 @@ def limited_rows(controller: BudgetController, rows: int) -> torch.Tensor:
         return torch.ones(rows, dtype=torch.bool)
     cpu = torch.device("cpu")
     limited = controller.budgets.limited(rows, cpu) | repeat_to(controller.limits.reserved, rows, cpu)
-    return limited if controller.steps is None else limited | controller.steps.on(rows, cpu).planned
+    if controller.steps is not None:
+        limited = limited | controller.steps.on(rows, cpu).planned
+    return limited if controller.notes is None else limited | controller.notes.on(rows, cpu).noted

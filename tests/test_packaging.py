@@ -33,6 +33,7 @@ OPTIONAL = [
     "math_verify",
     "matplotlib",
     "openai",
+    "optuna",
     "peft",
     "reasoning_gym",
     "sglang",

@@ -19,7 +19,7 @@ from budgetctl.controller import BudgetController
 from budgetctl.evals.load import LoadedModel
 from budgetctl.exit_probe import ProbeCost
 from budgetctl.kv.held import cache_bytes
-from budgetctl.plan.knob import follow_plans
+from budgetctl.plan.knob import follow_plans, write_notes
 from budgetctl.sampling import SeededSampler
 from budgetctl.segments import split_sequence
 from budgetctl.telemetry import report_sequences
@@ -44,6 +44,7 @@ class Answer:
     close: str
     leaked: bool
     guidance_strength: float
+    note_tokens: int
     seconds: float
     kv_peak_bytes: int | None = None
     probe_cost: dict[str, int] | None = None
@@ -97,11 +98,14 @@ def answer_batch(
     if temperature is None:
         own = model.generation_config
         temperature = (own.temperature or 1.0) if own.do_sample else 0.0
-    plans = plan_prompts(loaded, settings.plan if steered else None, [r.prompt for r in requests])
+    asked = [settings.plan if r.plan == "shared" else r.plan for r in requests]
+    plans = plan_prompts(loaded, asked if steered else [None] * len(requests), [r.prompt for r in requests])
     input_ids, mask, pad = _left_padded(tokenizer, [p.prompt for p in plans], model.device)
     width = input_ids.shape[1]
     controller = _controller(loaded, requests, settings, width, temperature, steered)
     follow_plans(controller, [p.plan for p in plans], tokenizer, len(requests))
+    if settings.budget_notes and controller.steps is not None:
+        write_notes(controller, True, tokenizer, len(requests))
     processors = LogitsProcessorList([controller])
     if temperature > 0:
         processors.append(SeededSampler(seeds, width, temperature))

@@ -26,6 +26,7 @@ from budgetctl.cli.refit import refit
 from budgetctl.cli.report import report
 from budgetctl.cli.serve import serve
 from budgetctl.cli.simulate import simulate
+from budgetctl.cli.tune import tune
 from budgetctl.errors import BudgetctlError
 
 
@@ -94,6 +95,7 @@ for command in (
     fit,
     calibrate,
     refit,
+    tune,
 ):
     app.command()(command)
 app.command("eval")(evaluate)

@@ -1,4 +1,4 @@
-"""Prompts in a JSON-lines file: each line an object with ``prompt`` and perhaps its own limits, or a plain string."""
+"""Prompts in a JSON-lines file: each line an object with ``prompt`` and perhaps its own limits and plan, or a plain string."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TypeVar
 from budgetctl.cli.requests import LIMITS
 from budgetctl.errors import BudgetctlError, InputFileError
 
-FIELDS = ("prompt", *LIMITS)
+FIELDS = ("prompt", *LIMITS, "plan")
 
 T = TypeVar("T")
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime
 import shlex
 import sys
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -135,7 +134,9 @@ def _run(
     from budgetctl.evals.harness.environment import environment
     from budgetctl.evals.harness.run import Progress, run
     from budgetctl.evals.harness.transformers_engine import TransformersEngine
+    from budgetctl.evals.measures.summary import write_summary
     from budgetctl.evals.output import progress_bar
+    from budgetctl.evals.report.page import write_report
 
     if place.type == "cuda" and place.index is None and here.count > 1:
         place = load.choose_device(f"cuda:{here.local_rank}")
@@ -171,8 +172,8 @@ def _run(
             progress=tell,
         )
     if here.main:
-        import_module("budgetctl.evals.measures.summary").write_summary(folder)
-        import_module("budgetctl.evals.report.page").write_report(folder)
+        write_summary(folder)
+        write_report(folder)
 
 
 def _described(cell: Cell) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.text import Text
@@ -11,6 +11,7 @@ from rich.text import Text
 from budgetctl.cli.options import (
     AnswerReserve,
     Budget,
+    BudgetNotesFlag,
     Device,
     EarlyExitRule,
     Effort,
@@ -26,6 +27,8 @@ from budgetctl.cli.options import (
     MinThinkingTokens,
     Model,
     PlanCacheFolder,
+    PlanFirmness,
+    PlanFloor,
     PlannerModel,
     PlannerUrl,
     PlanSchedule,
@@ -62,7 +65,10 @@ def generate(
     guided_steps: GuidedSteps = None,
     plan: PlanText = None,
     plan_schedule: PlanSchedule = None,
+    plan_floor: PlanFloor = None,
+    plan_firmness: PlanFirmness = None,
     show_plan: ShowPlan = False,
+    budget_notes: BudgetNotesFlag = False,
     planner: PlannerModel = None,
     planner_url: PlannerUrl = None,
     plan_cache: PlanCacheFolder = None,
@@ -75,7 +81,8 @@ def generate(
         typer.Option(
             help='JSON lines instead of PROMPT: {"prompt": "...", "effort": "low"}, {"prompt": "...", '
             '"thinking_budget": 64}, or a plain string. A line may also have thinking_target, target_tolerance and '
-            "min_thinking_tokens. A limit in a line replaces that of the command line."
+            "min_thinking_tokens, and plan: auto, a list of steps, an object that has them, or null for none. What a line "
+            "has replaces what the command line says."
         ),
     ] = None,
     batch_size: Annotated[int, typer.Option(help="Prompts answered at once.", min=1)] = 16,
@@ -88,10 +95,15 @@ def generate(
 ) -> None:
     """Answer a PROMPT, or a file of prompts, under a thinking budget."""
     _check_combination(prompt, batch_file, stream, as_json)
+    if budget_notes and plan is None and batch_file is None:
+        raise BudgetctlError(
+            "--budget-notes without --plan: expected --plan, at whose steps it is told what is left; give it or drop "
+            "--budget-notes"
+        )
     with clean_stdout(as_json):
         from budgetctl.cli.batch_file import BadLine, read_batch_file
         from budgetctl.cli.kv import read_kv
-        from budgetctl.cli.plan import read_plan
+        from budgetctl.cli.plan import own_plan, read_plan
         from budgetctl.cli.requests import Request, Settings, make_request, own_limits, read_early_exit
 
         settings = Settings(
@@ -104,8 +116,17 @@ def generate(
             transition_phrase=transition_phrase,
             early_exit=read_early_exit(early_exit),
             plan=read_plan(
-                plan, plan_schedule, show_plan, planner, planner_url, plan_cache, embedded=model is None
+                plan,
+                plan_schedule,
+                show_plan,
+                planner,
+                planner_url,
+                plan_cache,
+                embedded=model is None,
+                floor=plan_floor,
+                firmness=plan_firmness,
             ),
+            budget_notes=budget_notes,
             kv=read_kv(kv_budget, kv_policy, kv_max_loss),
             temperature=temperature,
             seed=seed,
@@ -122,7 +143,10 @@ def generate(
 
         def make(fields: dict[str, object]) -> Request:
             own = own_limits(fields, limits)
-            return make_request(fields.get("prompt"), own, settings, has_predictor=has_predictor)
+            more: dict[str, Any] = {}
+            if "plan" in fields:
+                more["plan"] = own_plan(fields["plan"], settings.plan, embedded=model is None)
+            return make_request(fields.get("prompt"), own, settings, has_predictor=has_predictor, **more)
 
         bad: list[BadLine] = []
         if batch_file is None:

@@ -212,7 +212,28 @@ PlanSchedule = Annotated[
         show_default=False,
     ),
 ]
+PlanFloor = Annotated[
+    float | None,
+    typer.Option(
+        "--plan-floor", metavar="PART", help="Least part of an even share of each step, 0.25 if left out."
+    ),
+]
+PlanFirmness = Annotated[
+    float | None,
+    typer.Option(
+        "--plan-firmness",
+        metavar="PART",
+        help="Part of the later steps' shares that is kept for them when a step takes longer, 0.5 if left out.",
+    ),
+]
 ShowPlan = Annotated[bool, typer.Option("--show-plan", help="Write the plan into the prompt as well.")]
+BudgetNotesFlag = Annotated[
+    bool,
+    typer.Option(
+        "--budget-notes",
+        help="Write what is left into the thought where a step of --plan begins; these tokens are counted and told.",
+    ),
+]
 PlannerModel = Annotated[
     str | None,
     typer.Option(

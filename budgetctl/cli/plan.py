@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,7 +30,7 @@ AUTO = "auto"
 class PlanSettings:
     """A plan given as data, or None for one that is made for each prompt.
 
-    ``schedule`` replaces that of the plan where it is given; ``shown`` says that the prompt shows the plan; ``planner`` and
+    ``schedule``, ``floor`` and ``firmness`` replace those of the plan where they are given; ``shown`` says that the prompt shows the plan; ``planner`` and
     ``planner_url`` name a model behind an endpoint, None for the model that answers; ``cache`` is where made plans are kept. ``embedded`` says
     that the embedded reasoner answers.
     """
@@ -42,6 +42,8 @@ class PlanSettings:
     planner_url: str | None = None
     cache: Path | None = None
     embedded: bool = True
+    floor: float | None = None
+    firmness: float | None = None
 
     def planner_for(self, loaded: LoadedModel) -> Callable[[str], Plan]:
         """What makes the plan of a prompt; the embedded reasoner's questions are planned by rule."""
@@ -60,8 +62,10 @@ class PlanSettings:
         return lambda prompt: self.scheduled(planner(prompt))
 
     def scheduled(self, plan: Plan) -> Plan:
-        """The plan under the schedule that was asked for."""
-        return plan if self.schedule is None else plan.with_schedule(self.schedule)
+        """The plan with the schedule, floor and firmness that were asked for."""
+        parts = {"floor": self.floor, "firmness": self.firmness}
+        changes = {name: part for name, part in parts.items() if part is not None}
+        return plan.with_schedule(plan.schedule if self.schedule is None else self.schedule, **changes)
 
     def prompt(self, question: str, plan: Plan) -> str:
         """What the model is asked."""
@@ -77,6 +81,8 @@ def read_plan(
     cache: Path | None,
     *,
     embedded: bool,
+    floor: float | None = None,
+    firmness: float | None = None,
 ) -> PlanSettings | None:
     """The plan of a command line; None without one.
 
@@ -87,6 +93,8 @@ def read_plan(
     """
     others = {
         "--plan-schedule": schedule,
+        "--plan-floor": floor,
+        "--plan-firmness": firmness,
         "--show-plan": shown or None,
         "--planner": planner,
         "--planner-url": planner_url,
@@ -103,7 +111,35 @@ def read_plan(
         return None
     allocator = None if schedule is None else Allocator.parse(schedule)
     given = None if text.strip() == AUTO else Plan.of(_json(text))
-    return PlanSettings(given, allocator, shown, planner, planner_url, cache, embedded)
+    settings = PlanSettings(given, allocator, shown, planner, planner_url, cache, embedded, floor, firmness)
+    settings.scheduled(Plan.single("any"))  # refuses parts out of range
+    return settings
+
+
+def own_plan(value: object, shared: PlanSettings | None, *, embedded: bool) -> PlanSettings | None:
+    """The plan of one line of a file: auto, None for none, or a plan as data, under the schedule that is ``shared`` by all
+    lines where the plan names none.
+
+    Raises:
+        PlanError: for a plan that makes no sense.
+    """
+    if value is None:
+        return None
+    shared = shared or PlanSettings(embedded=embedded)
+    if isinstance(value, str):
+        if value.strip() != AUTO:
+            raise PlanError(
+                f"plan {value!r}: expected auto, a list of steps, or an object that has them; correct it"
+            )
+        return replace(shared, given=None)
+    named = value if isinstance(value, Mapping) else {}
+    return replace(
+        shared,
+        given=Plan.of(value),
+        schedule=None if "schedule" in named else shared.schedule,
+        floor=None if "floor" in named else shared.floor,
+        firmness=None if "firmness" in named else shared.firmness,
+    )
 
 
 class PlannedPrompt(NamedTuple):
@@ -114,17 +150,16 @@ class PlannedPrompt(NamedTuple):
 
 
 def plan_prompts(
-    loaded: LoadedModel, settings: PlanSettings | None, prompts: Sequence[str]
+    loaded: LoadedModel, settings: Sequence[PlanSettings | None], prompts: Sequence[str]
 ) -> list[PlannedPrompt]:
-    """The prompts of one batch with their plans."""
-    if settings is None:
-        return [PlannedPrompt(prompt, None) for prompt in prompts]
-    planner = settings.planner_for(loaded)
-    plans = [planner(prompt) for prompt in prompts]
-    return [
-        PlannedPrompt(settings.prompt(prompt, plan), plan)
-        for prompt, plan in zip(prompts, plans, strict=True)
-    ]
+    """The prompts of one batch with their plans, each as its own ``settings`` say."""
+    planners = {own: own.planner_for(loaded) for own in settings if own is not None}
+    planned = []
+    for prompt, own in zip(prompts, settings, strict=True):
+        plan = None if own is None else planners[own](prompt)
+        text = prompt if own is None or plan is None else own.prompt(prompt, plan)
+        planned.append(PlannedPrompt(text, plan))
+    return planned
 
 
 def plan_accounts(

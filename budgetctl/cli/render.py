@@ -49,6 +49,7 @@ def summary_line(answer: Answer) -> str:
         f"thinking {usage(answer.thinking_tokens, answer.thinking_budget, answer.predicted_tokens)} · "
         + ("not closed" if answer.close == "none" else f"closed {answer.close}")
         + (" · leaked into the answer" if answer.leaked else "")
+        + (f" · {answer.note_tokens} of them notes" if answer.note_tokens else "")
         + _probes(answer.probe_cost)
     )
 

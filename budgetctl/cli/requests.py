@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from budgetctl.budget import ThinkingBudget, resolve_reserve
 from budgetctl.checks import check_strength, check_temperature
@@ -25,13 +25,14 @@ LIMITS = ("effort", "thinking_budget", "thinking_target", "target_tolerance", "m
 
 @dataclass(frozen=True)
 class Request:
-    """One prompt with its own limits, in tokens."""
+    """One prompt with its own limits, in tokens; ``plan`` is that of the settings unless it has one, or none, of its own."""
 
     prompt: str
     budget: ThinkingBudget
     min_thinking_tokens: int | None = None
     thinking_target: int | None = None
     target_tolerance: int | None = None
+    plan: PlanSettings | Literal["shared"] | None = "shared"
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,7 @@ class Settings:
     transition_phrase: str | None = None
     early_exit: EarlyExit | None = None
     plan: PlanSettings | None = None
+    budget_notes: bool = False
     kv: KVSettings | None = None
     temperature: float | None = None
     seed: int = 0
@@ -121,7 +123,12 @@ def own_limits(fields: Mapping[str, object], given: Mapping[str, object]) -> dic
 
 
 def make_request(
-    prompt: object, limits: Mapping[str, object], settings: Settings, *, has_predictor: bool
+    prompt: object,
+    limits: Mapping[str, object],
+    settings: Settings,
+    *,
+    has_predictor: bool,
+    plan: PlanSettings | Literal["shared"] | None = "shared",
 ) -> Request:
     """A checked request under the ``limits`` that are named in :data:`LIMITS`.
 
@@ -148,7 +155,7 @@ def make_request(
             f"effort={budget.effort.name!r} is a fraction of the predicted length and this model comes without a "
             "length predictor: expected one; pass --predictor, or a thinking budget in tokens instead"
         )
-    return Request(prompt, budget, minimum, target, tolerance)  # type: ignore[arg-type]
+    return Request(prompt, budget, minimum, target, tolerance, plan)  # type: ignore[arg-type]
 
 
 def _shown(prompt: object) -> str:

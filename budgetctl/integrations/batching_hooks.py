@@ -14,8 +14,9 @@ from transformers.utils import logging
 
 from budgetctl.budget import as_list
 from budgetctl.errors import BudgetError
-from budgetctl.integrations.batching_support import CALL_KNOBS, REQUEST_KNOBS
+from budgetctl.integrations.batching_support import CALL_KNOBS, PLAN_KNOBS, REQUEST_KNOBS
 from budgetctl.integrations.continuous_batching import BatchedBudgets, Installed
+from budgetctl.plan.knob import read_plans
 
 logger = logging.get_logger(__name__)
 
@@ -29,8 +30,8 @@ class KnobbedInputs(list[list[int]]):
 
 
 def add_hooks(model: Any, installation: Installed) -> None:
-    """Make ``model.generate_batch`` and the managers that ``model`` makes take :data:`REQUEST_KNOBS`, and ``generate_batch``
-    :data:`CALL_KNOBS` too."""
+    """Make ``model.generate_batch`` and the managers that ``model`` makes take :data:`REQUEST_KNOBS` and :data:`PLAN_KNOBS`, and
+    ``generate_batch`` :data:`CALL_KNOBS` too."""
 
     def init_continuous_batching(
         self: Any,
@@ -58,7 +59,8 @@ def add_hooks(model: Any, installation: Installed) -> None:
         max_new_tokens: int | Sequence[int] | None = None,
         **options: Any,
     ) -> dict[str, Any]:
-        knobs = {name: options.pop(name, None) for name in REQUEST_KNOBS}
+        knobs = {name: options.pop(name, None) for name in (*REQUEST_KNOBS, *PLAN_KNOBS)}
+        knobs["plan"] = read_plans(knobs["plan"])  # a list of steps is one plan
         shared = {name: options.pop(name) for name in CALL_KNOBS if name in options}
         config = self.generation_config if generation_config is None else generation_config
         if shared:
@@ -102,7 +104,7 @@ def _adopt(manager: Any, config: GenerationConfig) -> None:
     processor's arguments (transformers counts only those that it has converted itself)."""
     budgets = budgets_of(manager)
     if "add_request" in vars(manager):  # a manager that is kept between calls, with its config
-        for name in (*REQUEST_KNOBS, *CALL_KNOBS):
+        for name in (*REQUEST_KNOBS, *PLAN_KNOBS, *CALL_KNOBS):
             asked, kept = getattr(config, name, None), getattr(manager.generation_config, name, None)
             if asked != kept:
                 raise BudgetError(

@@ -16,6 +16,8 @@ REQUEST_KNOBS = (
     "target_tolerance",
     "answer_reserve",
 )
+#: Knobs that each request may have of its own too, which are no arguments of the controller.
+PLAN_KNOBS = ("plan", "budget_notes")
 #: Knobs that hold for all requests of a manager.
 CALL_KNOBS = (
     "max_extensions",
@@ -24,7 +26,6 @@ CALL_KNOBS = (
     "guidance_strength",
     "guided_steps",
     "early_exit",
-    "plan",
     "kv_budget",
     "kv_policy",
     "kv_max_loss",

@@ -21,8 +21,9 @@ from transformers.generation.continuous_batching.cb_logits_processors import (
 
 from budgetctl.controller import BudgetController
 from budgetctl.errors import BudgetError
-from budgetctl.integrations.batching_support import REQUEST_KNOBS
+from budgetctl.integrations.batching_support import PLAN_KNOBS, REQUEST_KNOBS
 from budgetctl.integrations.request_table import KEPT, PastMemory, RequestTable, SlotMemory, to_device
+from budgetctl.plan.knob import one_plan
 from budgetctl.raw_logits import RawLogits
 from budgetctl.telemetry import ThoughtReport, report_sequences
 
@@ -64,7 +65,7 @@ class BatchedBudgets(ContinuousBatchingLogitsProcessor):
         BudgetError: for knobs of ``config`` that make no sense.
     """
 
-    supported_kwargs: dict[str, type] = dict.fromkeys(REQUEST_KNOBS, object)
+    supported_kwargs: dict[str, type] = dict.fromkeys((*REQUEST_KNOBS, *PLAN_KNOBS), object)
     ignored_kwargs: tuple[str, ...] = ()
 
     def __init__(self, installation: Installed, config: GenerationConfig) -> None:
@@ -170,6 +171,10 @@ class BatchedBudgets(ContinuousBatchingLogitsProcessor):
         for name in REQUEST_KNOBS:
             value = knobs.get(name)
             constants[name] = getattr(self._config, name, None) if value is None else value
+        for name in PLAN_KNOBS:
+            value = knobs.get(name)
+            constants[name] = getattr(self._config, name, None) if value is None else value
+        constants["plan"] = one_plan(constants["plan"])
         sampled = bool(self._config.do_sample)
         warmth = knobs.get("temperature", self._config.temperature)
         constants["temperature"] = warmth if sampled and warmth else 1.0
@@ -178,6 +183,7 @@ class BatchedBudgets(ContinuousBatchingLogitsProcessor):
 
     def _limited(self, constants: Mapping[str, object]) -> bool:
         asked = any(constants[name] not in (None, "auto") for name in REQUEST_KNOBS)
+        asked = asked or any(constants[name] not in (None, False) for name in PLAN_KNOBS)
         return asked or getattr(self._config, "max_extensions", None) is not None
 
     def _controller_of(self, states: list[Any], device: torch.device) -> BudgetController:

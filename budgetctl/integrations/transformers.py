@@ -32,7 +32,7 @@ from budgetctl.integrations.callback import OnReport, ReportCallback
 from budgetctl.integrations.kv_hooks import KV_KNOBS, begin_cache, keep_attention
 from budgetctl.integrations.wrapping import unwrap
 from budgetctl.phrases import phrase_ids
-from budgetctl.plan.knob import follow_plans
+from budgetctl.plan.knob import follow_plans, write_notes
 from budgetctl.predictors.artifact import PredictorArtifact, check_model, load_predictor
 from budgetctl.predictors.calibrate import level_for
 from budgetctl.predictors.hidden_state import LogitsHiddenState, recovery_error
@@ -56,12 +56,15 @@ KNOBS: dict[str, object] = {
     "guided_steps": None,
     "early_exit": None,
     "plan": None,
+    "budget_notes": None,
     "kv_budget": None,
     "kv_policy": None,
     "kv_max_loss": None,
 }
 #: Written where a thought is extended, unless ``extension_phrase`` says otherwise (s1, arXiv 2501.19393).
 EXTENSION_PHRASE = "Wait"
+#: So many plans are kept in tokens.
+MANY_PLANS = 1024
 #: Largest relative error of the hidden state recovered from logits that ``install`` accepts.
 MAX_RECOVERY_ERROR = 0.05
 
@@ -88,6 +91,8 @@ class Installation:
     _original: Callable[..., LogitsProcessorList] | None = field(default=None, repr=False)
     _callback: ReportCallback | None = field(default=None, repr=False)
     _texts: AnswerTexts | None = field(default=None, repr=False)
+    #: Plans in tokens; continuous batching asks for them whenever a request comes or goes.
+    _spelled: dict[Any, Any] = field(default_factory=dict, repr=False)
 
     def reports(self, sequences: torch.Tensor) -> list[ThoughtReport]:
         """Accounts of the sequences [B, T] that the latest ``generate`` call returned.
@@ -122,6 +127,7 @@ class Installation:
         settings["max_new_tokens"] = None if length is None else max(length - prompt_length, 0)
         settings["temperature"] = config.temperature if sampled and config.temperature else 1.0
         settings["greedy"] = not sampled
+        plan, notes = (rows.pop(name, getattr(config, name, None)) for name in batching.PLAN_KNOBS)
         controller = BudgetController(
             delimiters,
             forecast=self.forecast,
@@ -134,7 +140,10 @@ class Installation:
             **(settings | rows),
         )
         controller.budgets.check_rows(prompts)
-        follow_plans(controller, getattr(config, "plan", None), self.tokenizer, prompts)
+        if len(self._spelled) > MANY_PLANS:
+            self._spelled.clear()
+        follow_plans(controller, plan, self.tokenizer, prompts, self._spelled)
+        write_notes(controller, notes, self.tokenizer, prompts)
         return controller
 
     def _early_exit(self, config: GenerationConfig, delimiters: ThinkingDelimiters) -> ExitProbe | None:
@@ -257,8 +266,6 @@ def _with_controller(installation: Installation) -> Callable[..., LogitsProcesso
             else:
                 why = "continuous batching leaves no forward pass for probes"
                 _refuse(generation_config, why, "use generate", ("early_exit",))
-                why = "continuous batching follows no plans"
-                _refuse(generation_config, why, "use generate", ("plan",))
                 why = "continuous batching has a paged cache of its own"
                 _refuse(generation_config, why, "use generate", KV_KNOBS)
                 installation.batching = batching.batched_budgets(installation, generation_config)

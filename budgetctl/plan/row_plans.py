@@ -85,9 +85,13 @@ class RowPlans:
 
     @classmethod
     def build(
-        cls, plans: Sequence[Plan | None], tokenizer: PreTrainedTokenizerBase, boundaries: Boundaries
+        cls,
+        plans: Sequence[Plan | None],
+        tokenizer: PreTrainedTokenizerBase,
+        boundaries: Boundaries,
+        known: dict[Plan, tuple[SpelledStep, ...]] | None = None,
     ) -> RowPlans:
-        """Spell the plans.
+        """Spell the plans; those that are ``known`` are taken from there, and the others added.
 
         Raises:
             PlanError: when there are none, or the tokenizer cannot write a heading.
@@ -98,7 +102,7 @@ class RowPlans:
             )
         newline = encode(tokenizer, "\n")
         single = len(newline) == 1 and bool(boundaries.line[newline[0]])
-        known: dict[Plan, tuple[SpelledStep, ...]] = {}
+        known = {} if known is None else known
         for plan in plans:
             if plan is not None and plan not in known:
                 known[plan] = tuple(

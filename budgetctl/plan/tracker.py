@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from numbers import Real
 
 from budgetctl.budget import check_tokens
+from budgetctl.checks import shown
 from budgetctl.errors import BudgetError
 
 #: Least part of a budget that is left in each regime, and what the text advises.
@@ -71,6 +72,29 @@ class BudgetTracker:
         for name in ("tokens", "used"):
             if check_tokens(getattr(self, name), name, "give tokens") is None:
                 raise BudgetError(f"{name}=None: expected an integer >= 0 (tokens); give it")
+
+    @classmethod
+    def of(cls, value: object) -> BudgetTracker:
+        """A tracker from its fields by name, and its tools from theirs.
+
+        Raises:
+            BudgetError: for anything else.
+        """
+        if isinstance(value, BudgetTracker):
+            return value
+        try:
+            fields = dict(value)  # type: ignore[call-overload]
+            tools = {
+                str(name): tool if isinstance(tool, ToolBudget) else ToolBudget(**tool)
+                for name, tool in dict(fields.pop("tools", {})).items()
+            }
+            return cls(tools=tools, **fields)
+        except (TypeError, ValueError) as error:
+            if isinstance(error, BudgetError):
+                raise
+            raise BudgetError(
+                f"a tracker of {shown(value)}: expected tokens, perhaps used, and tools with calls, price and used; correct it"
+            ) from None
 
     @property
     def left(self) -> int:

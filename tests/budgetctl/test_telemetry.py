@@ -112,6 +112,7 @@ def test_leak(markers: Any) -> None:
         "close",
         "leaked",
         "guidance_strength",
+        "note_tokens",
     }
 
 

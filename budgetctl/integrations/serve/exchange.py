@@ -8,7 +8,7 @@ import time
 from collections.abc import AsyncGenerator
 from typing import Any
 
-from budgetctl.errors import BudgetError
+from budgetctl.errors import BudgetError, PlanError
 from budgetctl.integrations.serve.engine import Engine, Sampling
 from budgetctl.integrations.serve.metrics import ServerMetrics
 from budgetctl.integrations.serve.schema import FIELDS, ChatRequest, RequestError
@@ -114,9 +114,9 @@ class Exchange:
                 yield shown
                 if stop.found:  # what is still being generated is cancelled
                     break
-        except BudgetError as error:
+        except (BudgetError, PlanError) as error:
             message = str(error)
-            field = self.asked.field_of(message)
+            field = "plan" if isinstance(error, PlanError) else self.asked.field_of(message)
             named = message if field is None or field in message else f"{field}: {message}"
             raise RequestError(named, field) from None
         finally:

@@ -17,6 +17,8 @@ KNOB_FIELDS: dict[str, tuple[str, ...]] = {
     "answer_reserve": ("answer_reserve",),
     "thinking_budget": ("thinking_budget", "thinking_token_budget"),
     "effort": ("effort", "reasoning_effort"),
+    "plan": ("plan",),
+    "budget_notes": ("budget_notes",),
 }
 #: All their names.
 FIELDS = frozenset(name for names in KNOB_FIELDS.values() for name in names)
@@ -90,6 +92,8 @@ class ChatRequest(BaseModel):
     thinking_target: Any = None
     target_tolerance: Any = None
     answer_reserve: Any = None
+    plan: Any = None
+    budget_notes: Any = None
     n: Literal[1] | None = None
     logprobs: Literal[False] | None = None
     frequency_penalty: Annotated[float | None, Field(ge=0, le=0)] = None

@@ -95,6 +95,16 @@ def test_a_plan_in_the_prompt(run: Run) -> None:
     assert hidden["text"] != shown["text"]
 
 
+def test_what_is_left_is_told_in_the_thought(run: Run) -> None:
+    plan = json.dumps({"steps": ["one", {"text": "two", "weight": 20}], "firmness": 1, "floor": 0})
+    asked = ("generate", PAIR, "--plan", plan, "--thinking-budget", "400", "--budget-notes", "--seed", "3")
+    told = answers(run(*asked, "--json", embedded=True))[0]
+    assert "of 383 thinking tokens left. MEDIUM" in told["thinking"]  # 129 are for the close and the answer
+    assert 0 < told["note_tokens"] < told["thinking_tokens"]
+    shown = run(*asked, embedded=True).stdout
+    assert f"{told['note_tokens']} of them notes" in shown
+
+
 @pytest.mark.parametrize(
     ("arguments", "match"),
     [
@@ -108,6 +118,7 @@ def test_a_plan_in_the_prompt(run: Run) -> None:
         (("--plan", '["a"]', "--plan-schedule", "best"), "unknown schedule"),
         (("--plan-schedule", "uniform"), "--plan-schedule without --plan"),
         (("--show-plan",), "--show-plan without --plan"),
+        (("--budget-notes",), "--budget-notes without --plan"),
         (("--plan", '["a"]', "--planner", "m"), "--planner without --plan auto"),
         (("--plan", "auto", "--planner-url", "http://127.0.0.1:9"), "--planner-url without --planner"),
     ],
@@ -119,6 +130,40 @@ def test_mistakes_are_told_before_the_model_is_loaded(
     assert outcome.exit_code == 2
     assert match in outcome.stderr
     assert len(outcome.stderr.strip().splitlines()) == 1
+
+
+def test_each_line_of_a_file_has_its_own_plan(run: Run, tmp_path: Path) -> None:
+    """As alone under that plan; what a line says replaces the command line's plan, and its schedule where it names one."""
+    steps = ["first", {"text": "second", "weight": 3}]
+    cases: list[tuple[dict[str, Any], tuple[str, ...]]] = [
+        ({}, ("--plan", "auto", "--plan-schedule", "uniform")),
+        ({"plan": None}, ()),
+        ({"plan": steps}, ("--plan", json.dumps(steps), "--plan-schedule", "uniform")),
+        ({"plan": {"steps": steps, "schedule": "weighted"}}, ("--plan", json.dumps(steps))),
+    ]
+    path = tmp_path / "lines.jsonl"
+    path.write_text("".join(json.dumps({"prompt": PAIR, **fields}) + "\n" for fields, _ in cases))
+    greedy = ("--thinking-budget", "50", "--temperature", "0", "--json")
+    shared = ("--plan", "auto", "--plan-schedule", "uniform")
+    together = answers(run("generate", "--batch-file", path, *shared, *greedy, embedded=True))
+    for (_, options), told in zip(cases, together, strict=True):
+        alone = answers(run("generate", PAIR, *options, *greedy, embedded=True))[0]
+        assert told["text"] == alone["text"]
+        assert told.get("plan") == alone.get("plan")
+    assert len({json.dumps(told.get("plan")) for told in together}) == 4
+
+
+def test_a_bad_plan_in_a_file_is_told_with_its_line(run: Run, tmp_path: Path, no_model: None) -> None:
+    path = tmp_path / "lines.jsonl"
+    bad = [[], ["a"] * 200, "best", {"steps": ["a"], "schedule": "best"}, [{"text": "a", "weight": -1}], 5]
+    path.write_text("".join(json.dumps({"prompt": ONE, "plan": plan}) + "\n" for plan in bad))
+    outcome = run("generate", "--batch-file", path)
+    assert outcome.exit_code == 2
+    told = outcome.stderr.strip().splitlines()
+    wanted = ("0 steps", "200 steps", "'best'", "unknown schedule", "weight -1", "type int")
+    for number, (line, match) in enumerate(zip(told, wanted, strict=True), start=1):
+        assert f"lines.jsonl, line {number}: " in line
+        assert match in line
 
 
 def test_the_help_names_every_schedule(run: Run) -> None:

@@ -11,7 +11,7 @@ from transformers import GenerationConfig
 from transformers.generation.configuration_utils import ContinuousBatchingConfig
 from transformers.generation.continuous_batching.requests import RequestState
 
-from budgetctl.errors import BudgetError
+from budgetctl.errors import BudgetctlError, BudgetError
 from budgetctl.integrations.batching_hooks import budgets_of
 from budgetctl.integrations.continuous_batching import BatchedBudgets, report_outputs
 from budgetctl.integrations.transformers import Installation, install
@@ -102,6 +102,58 @@ def test_tokens_and_reports_of_generate(tiny: Installation, tokenizer: Any) -> N
     free = [alone(tiny, *row, {})[0] for row in zip(prompts, lengths, strict=True)]
     assert sum(tokens != plain for (tokens, _), plain in zip(expected, free, strict=True)) >= 6
     assert {report.close for _, report in expected} == {"none", "forced"}
+
+
+def test_each_request_follows_its_own_plan(tiny: Installation, tokenizer: Any) -> None:
+    """Shares, headings and notes are those of ``generate``, whichever requests share a step."""
+    note = {"template": "({regime})"}
+    knobs: list[dict[str, Any]] = [
+        {"plan": {"steps": ["a", "b"], "firmness": 1}, "min_thinking_tokens": 44},
+        {},
+        {
+            "plan": {"steps": ["one", {"text": "two", "weight": 3}], "firmness": 1},
+            "budget_notes": note,
+            "min_thinking_tokens": 50,
+        },
+        {
+            "plan": {"steps": [{"text": "x", "heading": ""}, "y"], "schedule": "uniform"},
+            "thinking_budget": 30,
+        },
+        {"budget_notes": {"tracker": {"tokens": 40}, "template": "({regime})"}, "thinking_budget": 40},
+        {"plan": ["one", {"text": "two", "weight": 3}], "min_thinking_tokens": 30},
+    ]
+    prompts = encode(tokenizer, [QUESTIONS[i % len(QUESTIONS)] for i in range(len(knobs))])
+    expected = [alone(tiny, prompt, 80, own) for prompt, own in zip(prompts, knobs, strict=True)]
+    outputs = tiny.model.generate_batch(
+        prompts, continuous_batching_config=small(), max_new_tokens=80, **columns(knobs)
+    )
+    reports = report_outputs(tiny.batching, outputs)
+    for (name, output), (tokens, report) in zip(outputs.items(), expected, strict=True):
+        assert output.generated_tokens == tokens
+        assert same_report(reports[name], report), (reports[name], report)
+    texts = [tokenizer.decode(tokens) for tokens, _ in expected]
+    assert "Step 1: a\n" in texts[0]
+    assert "\nStep 2: b\n" in texts[0]
+    assert "\nStep 2: y\n" in texts[3]
+    assert [report.note_tokens > 0 for _, report in expected] == [False, False, True, False, True, False]
+
+
+def test_plans_of_a_request_that_are_refused(tiny: Installation, tokenizer: Any) -> None:
+    prompts = encode(tokenizer, QUESTIONS[:2])
+    for plan, match in (
+        ([], "0 steps"),
+        ([["a"]] * 3, "plan has 3 values for 2 prompts"),
+        (5, "of type int"),
+    ):
+        with pytest.raises(BudgetctlError, match=match):
+            tiny.model.generate_batch(
+                prompts, continuous_batching_config=small(), max_new_tokens=8, plan=plan
+            )
+    with tiny.model.continuous_batching_context_manager(continuous_batching_config=small()) as manager:
+        with pytest.raises(BudgetctlError, match="2 plans in one request"):
+            manager.add_request(prompts[0], plan=[["a"], ["b"]])
+        with pytest.raises(BudgetError, match="without a plan"):
+            manager.add_request(prompts[0], budget_notes=True)
 
 
 def test_requests_that_come_while_others_run(tiny: Installation, tokenizer: Any) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -125,6 +127,90 @@ def test_no_plan_changes_nothing(found: Installation) -> None:
         assert torch.equal(found.model.generate(**inputs, **LIMITS, do_sample=False, plan=plan), plain)
 
 
+NOTE = {"template": "({budget}: {regime})"}
+
+
+@pytest.mark.parametrize(
+    "mode",
+    [
+        {"do_sample": False},
+        {"do_sample": True},
+        {"num_beams": 2, "do_sample": False},
+        {"num_return_sequences": 2, "do_sample": True},
+    ],
+)
+def test_what_is_left_is_told_at_each_step(mode: dict[str, Any], found: Installation) -> None:
+    inputs = inputs_of(found, QUESTIONS)
+    plan = {"steps": ["one", "two", {"text": "three", "weight": 6}], "firmness": 1, "floor": 0}
+    torch.manual_seed(1)
+    sequences = found.model.generate(
+        **inputs, thinking_budget=220, max_new_tokens=300, **mode, plan=plan, budget_notes=NOTE
+    )
+    width = inputs.input_ids.shape[1]
+    told = 0
+    for row, report in zip(sequences[:, width:], found.reports(sequences), strict=True):
+        notes = re.findall(
+            r"\nStep \d: \w+\n(\(about (\d+) of 220 thinking tokens: [A-Z]+\)\n)", found.tokenizer.decode(row)
+        )
+        sizes = [len(found.tokenizer(note, add_special_tokens=False).input_ids) for note, _ in notes]
+        assert report.note_tokens == sum(sizes)
+        assert report.thinking_tokens <= 220
+        told += len(notes)
+        # Headings are written where shares are spent, so that what is left falls with every note.
+        assert all(int(a) > int(b) for (_, a), (_, b) in pairwise(notes))
+    assert told > len(sequences) / 2
+
+
+def test_notes_alone_as_in_the_batch_and_from_a_tracker(found: Installation) -> None:
+    inputs = inputs_of(found, QUESTIONS)
+    tracker = {"tokens": 900, "used": 750, "tools": {"calculator": {"calls": 4, "used": 1}}}
+    notes: list[Any] = [NOTE, None, {"tracker": tracker, "template": "({budget}{tools})"}, NOTE]
+    plan = [{"text": "one", "heading": ""}, "two"]
+    limits = {"thinking_budget": 150, "max_new_tokens": 220, "do_sample": False}
+    together = found.model.generate(**inputs, **limits, plan=plan, budget_notes=notes)
+    width = inputs.input_ids.shape[1]
+    reports = found.reports(together)
+    assert reports[1].note_tokens == 0 < reports[2].note_tokens
+    for row, question in enumerate(QUESTIONS):
+        own = inputs_of(found, [question])
+        alone = found.model.generate(**own, **limits, plan=plan, budget_notes=notes[row])
+        new = alone[0, own.input_ids.shape[1] :].tolist()
+        assert together[row, width : width + len(new)].tolist() == new
+    text = found.tokenizer.decode(together[2, width:])
+    assert text.lstrip().startswith("(150 of 900 thinking tokens; calculator: 3 of 4 calls)\n")
+
+
+def test_parts_of_an_effort_are_told(found: Installation) -> None:
+    inputs = inputs_of(found, QUESTIONS)
+    sequences = found.model.generate(
+        **inputs,
+        effort=1.0,
+        max_new_tokens=300,
+        do_sample=False,
+        plan={"steps": ["one", {"text": "two", "weight": 5}], "firmness": 1, "floor": 0},
+        budget_notes={"template": "({budget})"},
+    )
+    told = [r.note_tokens > 0 for r in found.reports(sequences)]
+    texts = found.tokenizer.batch_decode(sequences)
+    assert any(told)
+    assert [" % of the thinking tokens)\n" in text for text in texts] == told
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"budget_notes": True}, "without a plan"),
+        ({"budget_notes": [True] * 3, "plan": ["a", "b"]}, "3 values for 4 prompts"),
+        ({"budget_notes": "loud", "plan": ["a", "b"]}, "expected true, a BudgetTracker"),
+        ({"budget_notes": {"template": "</think>"}, "plan": ["a", "b"]}, "holds a marker"),
+        ({"budget_notes": {"template": "Step by step"}, "plan": ["a", "b"]}, "begins unlike the headings"),
+    ],
+)
+def test_notes_that_are_refused(options: dict[str, Any], match: str, found: Installation) -> None:
+    with pytest.raises(BudgetError, match=match):
+        found.model.generate(**inputs_of(found, QUESTIONS), **LIMITS, **options)
+
+
 def test_weights_by_predicted_length(found: Installation) -> None:
     plan = Plan.of(
         [
@@ -151,8 +237,3 @@ def test_weights_by_predicted_length(found: Installation) -> None:
 def test_plans_that_are_refused(plan: Any, match: str, found: Installation) -> None:
     with pytest.raises(PlanError, match=match):
         found.model.generate(**inputs_of(found, QUESTIONS), **LIMITS, plan=plan)
-
-
-def test_continuous_batching_refuses_plans(found: Installation) -> None:
-    with pytest.raises(BudgetError, match="follows no plans"):
-        found.model.generate_batch([[5, 6]], max_new_tokens=8, plan=["a"])

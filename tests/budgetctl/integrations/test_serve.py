@@ -37,7 +37,7 @@ QUESTIONS = (
     "A dial shows 3: turn +4 -1. Where does it stop?",
     "Start at 12 and go u. Where does it end?",
 )
-#: What eight clients ask: fields of the request, and the same for ``generate``.
+#: What nine clients ask: fields of the request, and the same for ``generate``.
 ASKED: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"reasoning_effort": "low"}, {"effort": "low"}),
     ({"reasoning_effort": "high"}, {"effort": "high"}),
@@ -47,6 +47,10 @@ ASKED: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"thinking_token_budget": 1}, {"thinking_budget": 1}),
     ({"min_thinking_tokens": 12, "thinking_budget": 14}, {"min_thinking_tokens": 12, "thinking_budget": 14}),
     ({}, {}),
+    (
+        {"plan": ["one", {"text": "two", "weight": 2}], "thinking_budget": 40},
+        {"plan": ["one", {"text": "two", "weight": 2}], "thinking_budget": 40},
+    ),
 ]
 NAME = "reasoner"
 
@@ -317,6 +321,9 @@ def test_template_arguments(client: openai.OpenAI) -> None:
 @pytest.mark.parametrize(
     ("fields", "param", "words"),
     [
+        ({"plan": [{"text": "a", "weight": -1}]}, "plan", "weight -1"),
+        ({"plan": [["a"], ["b"]]}, "plan", "2 plans in one request"),
+        ({"budget_notes": True}, "budget_notes", "without a plan"),
         ({"thinking_budget": -3}, "thinking_budget", "thinking_budget=-3 is negative"),
         ({"thinking_token_budget": "5"}, "thinking_token_budget", "is not a whole number"),
         ({"reasoning_effort": "lots"}, "reasoning_effort", "unknown effort 'lots'"),

@@ -1,10 +1,7 @@
-"""The budget tracker: regimes, the united cost, what the agent reads, and an agent with a calculator."""
+"""The budget tracker: regimes, the united cost, and what the agent reads."""
 
 from __future__ import annotations
 
-import ast
-import operator
-import re
 from collections.abc import Callable
 
 import pytest
@@ -66,43 +63,3 @@ def test_the_scarcest_budget_decides_and_one_cost_unites_them() -> None:
 def test_numbers_that_are_none(make: Callable[[], object]) -> None:
     with pytest.raises(BudgetError):
         make()
-
-
-OPERATORS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul}
-
-
-def calculate(text: str) -> int:
-    def value(node: ast.AST) -> int:
-        if isinstance(node, ast.Constant):
-            return int(node.value)  # type: ignore[arg-type]
-        assert isinstance(node, ast.BinOp)
-        return OPERATORS[type(node.op)](value(node.left), value(node.right))
-
-    return value(ast.parse(text, mode="eval").body)
-
-
-def run_agent(agent: Callable[[str], str], tracker: BudgetTracker) -> tuple[str, BudgetTracker]:
-    """A loop: the agent reads its context, which ends with its budgets, and calls the calculator or answers."""
-    context = tracker.text()
-    while True:
-        reply = agent(context)
-        tracker = tracker.think(len(reply.split()))
-        call = re.search(r"calculator\((.*)\)", reply)
-        if call is None or "calculator" not in tracker.callable_tools():
-            return reply, tracker
-        tracker = tracker.call("calculator")
-        context += f"\n{reply}\n{calculate(call[1])}\n{tracker.text()}"
-
-
-def test_an_agent_stops_calling_when_its_budget_is_spent() -> None:
-    def agent(context: str) -> str:
-        latest = context.rpartition("<budget>")[2]
-        results = re.findall(r"^(\d+)$", context, re.MULTILINE)
-        if "CRITICAL" in latest:
-            return f"the answer is {results[-1]}"
-        return f"next calculator({results[-1] if results else 1} * 2)"
-
-    reply, tracker = run_agent(agent, BudgetTracker(500, tools={"calculator": ToolBudget(5, price=10)}))
-    assert reply == "the answer is 32"
-    assert tracker.tools["calculator"].left == 0
-    assert tracker.cost == tracker.used + 50
