@@ -31,7 +31,7 @@ from budgetctl.kernels.row_state import (
 Array = np.ndarray[Any, Any]
 
 #: Most candidates of all rows together; beyond, PyTorch has more to compute than to call, and may use several threads.
-MOST_CANDIDATES = 4096
+MOST_CANDIDATES = 8192
 #: Logits that NumPy adds to; beyond, PyTorch uses its threads.
 MOST_LOGITS = 1 << 15
 DTYPES = frozenset({torch.float32, torch.float64})
