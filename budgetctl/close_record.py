@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
 from budgetctl.closing import probability_of
-from budgetctl.kernels.host_reads import may_look
+from budgetctl.kernels.host_reads import array_of, may_look
 from budgetctl.ledger import CloseLog
 
 #: A close of less than this share of the likeliest token's probability is drawn next to never.
 SELDOM = 1e-4
+#: Logits of which NumPy finds the highest at less than what calling PyTorch costs, and their types.
+SMALL = 1 << 15
+SMALL_DTYPES = frozenset({torch.float32, torch.float64})
 
 
 def record_close(
@@ -59,4 +63,9 @@ def record_close(
 
 def _below_the_likeliest(scores: torch.Tensor, token_ids: torch.Tensor) -> torch.Tensor:
     """[B] logit of the likeliest of ``token_ids`` [B, c] less the row's highest, in ``scores`` [B, V]."""
+    if may_look(scores.device) and scores.dtype in SMALL_DTYPES and scores.numel() <= SMALL:
+        values, ids = array_of(scores), array_of(token_ids)
+        closes = np.maximum.reduce(values[np.arange(len(ids))[:, None], ids], axis=1)
+        with np.errstate(invalid="ignore"):
+            return torch.from_numpy(closes - np.maximum.reduce(values, axis=1))
     return scores.gather(1, token_ids).amax(1) - scores.amax(1)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
 from budgetctl.delimiters import ThinkingDelimiters
 from budgetctl.errors import DelimiterError
+from budgetctl.kernels.host_reads import array_of, may_look
 from budgetctl.on_device import constant, may_hold
 from budgetctl.phrases import phrase_ids
 from budgetctl.protect import Spans
@@ -174,6 +176,10 @@ def fold_end_of_sequence(
     With ``in_place`` the ``scores`` [B, V] themselves are written to."""
     if not eos_ids or not may_hold(rows):
         return scores
+    if may_look(scores.device) and scores.dtype in (torch.float32, torch.float64):
+        folded = scores if in_place else scores.clone()
+        _fold_on_host(folded, rows, eos_ids, closing_ids, temperature)
+        return folded
     columns = constant(eos_ids, scores.device).expand(scores.shape[0], -1)
     closing = closing_ids[:, None]
     both = torch.cat([scores.gather(1, closing), scores.gather(1, columns)], 1)
@@ -183,6 +189,28 @@ def fold_end_of_sequence(
     # Should they be one token, the close is what counts.
     folded = scores if in_place else scores.clone()
     return folded.scatter_(1, columns, banned).scatter_(1, closing, torch.where(where, joined, both[:, :1]))
+
+
+def _fold_on_host(
+    scores: torch.Tensor,
+    rows: torch.Tensor,
+    eos_ids: tuple[int, ...],
+    closing_ids: torch.Tensor,
+    temperature: float | torch.Tensor,
+) -> None:
+    """The same in place by NumPy, whose operations on few numbers cost less."""
+    values, where = array_of(scores), array_of(rows)[:, None]
+    at, ends = np.arange(len(values))[:, None], np.array(eos_ids)
+    closing = array_of(closing_ids)[:, None]
+    chosen, eos = values[at, closing], values[:, ends]
+    both = np.concatenate([chosen, eos], 1, dtype=np.float64)
+    warmth = temperature if isinstance(temperature, int | float) else array_of(temperature)
+    base = np.maximum(np.maximum.reduce(both, axis=1, keepdims=True), float(np.finfo(values.dtype).min))
+    with np.errstate(divide="ignore"):
+        joined = base + warmth * np.log(np.add.reduce(np.exp((both - base) / warmth), axis=1, keepdims=True))
+    values[:, ends] = np.where(where, -np.inf, eos)
+    # Should they be one token, the close is what counts.
+    values[at, closing] = np.where(where, joined, chosen)
 
 
 def probability_of(

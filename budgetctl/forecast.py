@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 
 from budgetctl.guided_step import guided_step_of_logits
-from budgetctl.kernels.gamma_guidance import gamma_guidance
+from budgetctl.kernels.gamma_guidance import GuidanceHead, gamma_guidance
 from budgetctl.predictors.folded import FoldedFeatures
 from budgetctl.predictors.gamma import GammaLengthPredictor
 from budgetctl.predictors.hidden_state import LogitsHiddenState
@@ -20,11 +21,16 @@ NATURAL_COVERAGE = 0.8
 
 @dataclass(frozen=True)
 class Outlook:
-    """What is known at one step: ``features`` [B, n] that the head works on, Gamma parameters of the state [B] each."""
+    """What is known at one step: ``features`` [B, n] that ``head`` works on."""
 
     features: torch.Tensor
-    concentration: torch.Tensor
-    rate: torch.Tensor
+    head: GuidanceHead
+
+    @cached_property
+    def parameters(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """``(concentration, rate)`` of the state, [B] each; most steps need neither."""
+        with torch.no_grad():
+            return self.head.state_parameters(self.features)
 
 
 class LengthForecast:
@@ -63,17 +69,18 @@ class LengthForecast:
         #: ``guided_step_of_logits`` compiled, None where it runs as it is.
         self.compiled_step = torch.compile(guided_step_of_logits) if compiled else None
 
-    @torch.no_grad()
     def outlook(self, scores: torch.Tensor, own_logits: bool = False) -> Outlook:
-        """State-level parameters for logits [B, V]; ``own_logits`` says that they are as the model put them out."""
-        features = self.features(scores, own_logits)
-        return Outlook(features, *self.head.state_parameters(features))
+        """The outlook for logits [B, V]; ``own_logits`` says that they are as the model put them out."""
+        if torch.is_grad_enabled():  # entering no_grad costs as much as some operations
+            with torch.no_grad():
+                return self.outlook(scores, own_logits)
+        return Outlook(self.features(scores, own_logits), self.head)
 
     @torch.no_grad()
     def natural_length(self, outlook: Outlook) -> torch.Tensor:
         """[B] thinking tokens still to come that suffice for ``NATURAL_COVERAGE`` of the thoughts, the close not
         counted, at least 1."""
-        length = self.predictor.quantile(outlook.concentration, outlook.rate, self.natural_level)
+        length = self.predictor.quantile(*outlook.parameters, self.natural_level)
         return (length - 1).clamp(min=1)
 
     @torch.no_grad()
@@ -90,7 +97,6 @@ class LengthForecast:
         fit = self.predictor.fit_log_prob(concentration, rate, left[:, None])
         return fit[:, 1:], fit[:, 0]
 
-    @torch.no_grad()
     def guide(
         self,
         scores: torch.Tensor,
@@ -103,6 +109,9 @@ class LengthForecast:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Guided logits [B, V] (a new tensor) and the state's log P(fit) [B]; arguments as
         :func:`~budgetctl.kernels.gamma_guidance.gamma_guidance` describes them."""
+        if torch.is_grad_enabled():
+            with torch.no_grad():
+                return self.guide(scores, outlook, candidate_scores, candidate_ids, rows, interval=interval)
         return gamma_guidance(
             scores, outlook.features, self.head, candidate_scores, candidate_ids, rows, interval=interval
         )

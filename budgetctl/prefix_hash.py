@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any, TypeVar
+
+import numpy as np
 import torch
+
+Integers = TypeVar("Integers", torch.Tensor, np.ndarray[Any, Any])
 
 _ODD = (-7046029254386353131, -4658895280553007687, -7723592293110705685)  # splitmix64's constants as int64
 
 
-def mix(values: torch.Tensor) -> torch.Tensor:
+def mix(values: Integers) -> Integers:
     """A bijective scramble of int64 values (the finaliser of splitmix64, in wrapping arithmetic)."""
     values = values * _ODD[0]
     values = (values ^ ((values >> 30) & (2**34 - 1))) * _ODD[1]

@@ -8,10 +8,12 @@ it is gone on with only where these rows are the new ones but for their last tok
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
+import numpy as np
 import torch
 
-from budgetctl.delimiters import ThinkingDelimiters
+from budgetctl.delimiters import ThinkingDelimiters, Tokens
 from budgetctl.prefix_hash import hash_of, mix, prefix_totals
 from budgetctl.protect import Spans
 from budgetctl.state import ThinkingState, marker_progress, thinking_state
@@ -71,14 +73,14 @@ class PrefixReader:
     def __init__(self, delimiters: ThinkingDelimiters) -> None:
         self._delimiters = delimiters
         markers = (*delimiters.all_opens, *delimiters.all_ends)
-        self._lasts = torch.tensor(sorted({marker[-1] for marker in markers} | set(delimiters.eos_ids)))
+        self._lasts = np.array(sorted({marker[-1] for marker in markers} | set(delimiters.eos_ids)))
         self._tail = max(map(len, (*markers, delimiters.forced_end_ids)))
         self._prompt: int | torch.Tensor | None = None
         self._known: Reading | None = None
         self._rows = torch.zeros(0, 0, dtype=torch.int64)
         self._width = 0
         #: Of each column, as ``prefix_totals`` mixes it.
-        self._columns = torch.zeros(0, dtype=torch.int64)
+        self._columns = np.zeros(0, dtype=np.int64)
 
     def read(
         self, input_ids: torch.Tensor, prompt_length: int | torch.Tensor | None, spans: Spans | None
@@ -130,39 +132,53 @@ class PrefixReader:
     def _plain(self, input_ids: torch.Tensor, state: ThinkingState) -> bool:
         """Whether the last tokens change no state but counts."""
         width = input_ids.shape[1]
-        ends_marker = (input_ids[:, -1:] == self._lasts).any(1)
+        ends_marker = (input_ids.numpy()[:, -1:] == self._lasts).any(1)
         # Near the start a marker may reach back before the turn, and a lead after the first marker be completed.
-        length = torch.where(state.started, width - state.thought_start, state.generated + 1)
+        length = np.where(
+            state.started.numpy(), width - state.thought_start.numpy(), state.generated.numpy() + 1
+        )
         near = length <= max(len(self._delimiters.lead_ids), self._tail)
-        return not bool(((ends_marker | near) & ~state.finished).any())
+        return np.count_nonzero((ends_marker | near) & ~state.finished.numpy()) == 0
 
     def _next(self, input_ids: torch.Tensor, known: Reading, spans: Spans | None) -> Reading:
-        """The reading one plain token later."""
+        """The reading one plain token later; by NumPy, whose operations on few numbers cost less."""
         before, width = known.state, input_ids.shape[1]
-        used = before.used + before.thinking
-        tail, zero = input_ids[:, -self._tail :], torch.zeros_like(used)
-        outside = ~before.thinking & ~before.finished
+        thinking, finished, started = (
+            tensor.numpy() for tensor in (before.thinking, before.finished, before.started)
+        )
+        last = input_ids.numpy()[:, -1]
+        used = before.used.numpy() + thinking
         if len(self._columns) < width:
-            self._columns = mix(torch.arange(1, 2 * width + 1))
-        total = known.total + mix(self._columns[width - 1] ^ input_ids[:, -1])
+            self._columns = mix(np.arange(1, 2 * width + 1))
+        total = torch.from_numpy(known.total.numpy() + mix(self._columns[width - 1] ^ last))
         thought_start, start_key = before.thought_start, known.start_key
-        if not bool(before.started.all()):
+        if not started.all():
             thought_start = torch.where(before.started, thought_start, width)
             start_key = torch.where(before.started, start_key, hash_of(total, width))
+        counts = torch.from_numpy(used)
         state = replace(
             before,
-            used=used,
-            at_start=before.thinking & (used == 0),
-            close_progress=marker_progress(tail, self._delimiters.forced_end_ids, zero, before.thinking),
-            open_progress=marker_progress(tail, self._delimiters.open_ids, zero, outside),
+            used=counts,
+            at_start=torch.from_numpy(thinking & (used == 0)),
+            close_progress=self._progress(input_ids, self._delimiters.forced_end_ids, thinking),
+            open_progress=self._progress(input_ids, self._delimiters.open_ids, ~thinking & ~finished),
             thought_start=thought_start,
-            generated=before.generated + 1,
-            answer_tokens=before.answer_tokens + (before.closed & ~before.finished),
+            generated=torch.from_numpy(before.generated.numpy() + 1),
+            answer_tokens=torch.from_numpy(
+                before.answer_tokens.numpy() + (before.closed.numpy() & ~finished)
+            ),
         )
         marks = known.fence_marks
         if spans is not None:
-            marks = marks + (spans.fence[input_ids[:, -1]] & before.started)
+            marks = torch.from_numpy(marks.numpy() + (spans.fence.numpy()[last] & started))
         return Reading(state, total, start_key, marks)
+
+    def _progress(self, input_ids: torch.Tensor, marker: Tokens, rows: np.ndarray[Any, Any]) -> torch.Tensor:
+        """``marker_progress`` at the end of the rows of ``rows`` [B] bool, whose thought or answer is long enough."""
+        zero = torch.zeros(len(rows), dtype=torch.int64)
+        if len(marker) < 2:
+            return zero
+        return marker_progress(input_ids[:, -self._tail :], marker, zero, torch.from_numpy(rows))
 
     def _keep(
         self, input_ids: torch.Tensor, prompt_length: int | torch.Tensor, reading: Reading, grown: bool

@@ -113,11 +113,9 @@ class _Steps:
         """Go on with the logits [n, V] that follow the prefixes of ``start``, ``start`` + 1, ... tokens."""
         controller, forecast = self.controller, self.controller.forecast
         if forecast is not None:
-            outlook = forecast.outlook(logits)
-            levels = torch.tensor([level_for(self.calibration, c) for c in COVERAGES]).to(outlook.rate)
-            length = forecast.predictor.quantile(
-                outlook.concentration[:, None], outlook.rate[:, None], levels
-            )
+            concentration, rate = forecast.outlook(logits).parameters
+            levels = torch.tensor([level_for(self.calibration, c) for c in COVERAGES]).to(rate)
+            length = forecast.predictor.quantile(concentration[:, None], rate[:, None], levels)
             self._quantiles.append(length - 1)
         for offset, scores in enumerate(logits):
             width = start + offset

@@ -86,7 +86,9 @@ class Steering:
         assert self.forecast is not None
         steered = torch.zeros_like(active)
         if self.strength > 0:
-            steered = active & self.guided(input_ids, state, boundaries)
+            steered = (
+                active if self.guided_steps == "every" else active & self.guided(input_ids, state, boundaries)
+            )
         if not may_hold(steered | near):
             return scores, None
         action = torch.where(steered, int(Action.GUIDE), near.to(torch.int8) * Action.EVALUATE)

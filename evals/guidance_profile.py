@@ -20,7 +20,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from budgetctl import controller, forecast, guided_step
 from budgetctl.controller import BudgetController
 from budgetctl.evals.guidance_subjects import DELIMITERS, Subject, logits_alone, model_subject
-from budgetctl.kernels import reference
+from budgetctl.kernels import gamma_guidance_numpy
 from budgetctl.predictors.folded import FoldedFeatures
 from budgetctl.prefix_reader import PrefixReader
 from budgetctl.reasoner.load import load_reasoner
@@ -34,8 +34,8 @@ PARTS: dict[str, tuple[Any, str]] = {
     "likeliest tokens": (guided_step, "top_candidates"),
     "row state": (guided_step, "pack_rows"),
     "guidance": (forecast, "gamma_guidance"),
-    "head and log P": (reference, "_fit"),
-    "push": (reference, "guidance_push"),
+    "head and log P": (gamma_guidance_numpy, "_fit"),
+    "push": (gamma_guidance_numpy, "_push"),
     "end of sequence to the close": (controller, "fold_end_of_sequence"),
     "note for the report": (controller, "record_close"),
     "forced close": (controller, "force_tokens"),
@@ -127,7 +127,7 @@ def main(
     )
     rows = measure(subject, batch, thinking_tokens, steps)
     total = sum(ms for _, ms, _ in rows)
-    lines = ["| part | ms a step (traced) | share | operations |", "|---|---|---|---|"]
+    lines = ["| part | ms a step (traced) | share | PyTorch operations |", "|---|---|---|---|"]
     lines += [
         f"| {name} | {ms:.3f} | {ms / total:.0%} | {count:.0f} |"
         for name, ms, count in sorted(rows, key=lambda row: -row[1])

@@ -1,4 +1,4 @@
-"""Guidance of a whole batch at one step: Triton on CUDA, plain PyTorch elsewhere.
+"""Guidance of a whole batch at one step: Triton on CUDA, NumPy for few rows on the CPU, plain PyTorch elsewhere.
 
 From the features of each row (one matrix product away from the logits) to guided logits: head, log P(the thought ends
 in time) of the likely tokens and of the state, push, and the forced close. Cost grows with rows x candidates, whatever
@@ -16,7 +16,7 @@ from functools import cache
 import torch
 
 from budgetctl.errors import KernelError
-from budgetctl.kernels import reference
+from budgetctl.kernels import gamma_guidance_numpy, reference
 from budgetctl.kernels.row_state import CLOSING, Action, GuidanceHead, pack_rows
 
 __all__ = ["Action", "GuidanceHead", "gamma_guidance", "has_triton", "launch_options", "pack_rows"]
@@ -74,7 +74,8 @@ def gamma_guidance(
         return _launch(
             logits, features, head, candidate_scores, candidate_ids, rows, interval, tail == "exact", out
         )
-    return reference.gamma_guidance(
+    small = gamma_guidance_numpy.takes(logits, features, head, candidate_scores)
+    return (gamma_guidance_numpy if small else reference).gamma_guidance(
         logits,
         features,
         head,

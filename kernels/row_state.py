@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import cached_property
+from typing import Any
 
+import numpy as np
 import torch
 from torch.nn import functional as F
 
 from budgetctl.errors import KernelError
+from budgetctl.kernels.host_reads import array_of, may_look
 
 
 class Action(IntEnum):
@@ -58,6 +62,8 @@ def pack_rows(
         raise KernelError(
             f"closing_ids has shape {tuple(closing_ids.shape)}: expected [B, c] with at least one token a row"
         )
+    if may_look(left.device):
+        return _pack_on_host(action, left, closing_ids, strength, temperature, lower, forced_ids)
     work = torch.float32 if left.device.type == "mps" else torch.float64
     rows = torch.empty(len(left), CLOSING + closing_ids.shape[1], dtype=work, device=left.device)
     columns = {
@@ -72,6 +78,28 @@ def pack_rows(
         rows[:, column] = values
     rows[:, CLOSING:] = closing_ids
     return rows
+
+
+def _pack_on_host(
+    action: torch.Tensor,
+    left: torch.Tensor,
+    closing_ids: torch.Tensor,
+    strength: float | torch.Tensor,
+    temperature: float | torch.Tensor,
+    lower: torch.Tensor | None,
+    forced_ids: torch.Tensor | None,
+) -> torch.Tensor:
+    """The same by NumPy, whose operations on few numbers cost less."""
+    closing = array_of(closing_ids)
+    rows = np.empty((len(closing), CLOSING + closing.shape[1]))
+    rows[:, ACTION] = array_of(action)
+    rows[:, LEFT] = array_of(left)
+    rows[:, LOWER] = -1 if lower is None else array_of(lower)
+    rows[:, TEMPERATURE] = _bounded(temperature, LEAST_TEMPERATURE, MOST_TEMPERATURE)
+    rows[:, STRENGTH] = _bounded(strength, 0.0, MOST_STRENGTH)
+    rows[:, FORCED] = closing[:, 0] if forced_ids is None else array_of(forced_ids)
+    rows[:, CLOSING:] = closing
+    return torch.from_numpy(rows)
 
 
 def _bounded(values: float | torch.Tensor, least: float, most: float) -> float | torch.Tensor:
@@ -103,15 +131,20 @@ class GuidanceHead:
     table: torch.Tensor
     floor: float
 
-    @property
+    @cached_property
     def width(self) -> int:
         """Pre-activations of the trunk."""
         return self.weight.shape[1]
 
-    @property
+    @cached_property
     def rank(self) -> int:
         """Numbers a token has in the table."""
         return self.table.shape[1]
+
+    @cached_property
+    def arrays(self) -> tuple[np.ndarray[Any, Any], ...]:
+        """``weight`` transposed, ``bias`` and ``table`` as NumPy sees them, on the CPU; the same memory."""
+        return array_of(self.weight).T, array_of(self.bias), array_of(self.table)
 
     def state_parameters(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """``(concentration, rate)``, [B] each, of the state for features [B, width + 2 rank]."""

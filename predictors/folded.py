@@ -7,10 +7,14 @@ in place of the hidden size d: K (n - d) fewer numbers to read at every step, an
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
-from budgetctl.kernels.host_reads import may_look
+from budgetctl.kernels.host_reads import array_of, may_look
 from budgetctl.predictors.hidden_state import LogitsHiddenState
+
+#: Multiplications of a matrix product that NumPy's library leaves to one thread, whatever PyTorch may use.
+SMALL_PRODUCT = 1 << 17
 
 
 class FoldedFeatures:
@@ -48,15 +52,28 @@ class FoldedFeatures:
         """
         logits = self.source.anchor_logits(scores)
         if may_look(scores.device):
-            whole = logits.sum(1, keepdim=True).isfinite()
-            linear = self.source.linear(logits)
-            folded = self._folded(linear - linear.mean(1, keepdim=True))
-            return (
-                folded if bool(whole.all()) else torch.where(whole, folded, self.through_hidden_state(scores))
-            )
+            return self._on_host(scores, logits)
         return (
             self._folded(self.source.centred(logits)[0]) if own_logits else self.through_hidden_state(scores)
         )
+
+    def _on_host(self, scores: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+        """The same by NumPy, whose operations on few numbers cost less."""
+        linear = self.source.linear(logits)
+        values = array_of(linear)
+        with np.errstate(all="ignore"):
+            total = np.add.reduce(values, axis=1, keepdims=True)
+            present = total if linear is logits else np.add.reduce(array_of(logits), axis=1, keepdims=True)
+            centred = values - total / values.shape[1]
+            if centred.size * self.map.shape[1] <= SMALL_PRODUCT:
+                product = centred @ array_of(self.map)
+                product += array_of(self._folded_bias)
+                folded = torch.from_numpy(product).to(self.dtype)
+            else:
+                folded = self._folded(torch.from_numpy(centred))
+        if np.count_nonzero(np.isfinite(present)) == len(present):
+            return folded
+        return torch.where(torch.from_numpy(np.isfinite(present)), folded, self.through_hidden_state(scores))
 
     def _folded(self, centred: torch.Tensor) -> torch.Tensor:
         return torch.addmm(self._folded_bias, centred, self.map).to(self.dtype)

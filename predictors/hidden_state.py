@@ -60,6 +60,7 @@ class LogitsHiddenState:
             )
         self.anchors = anchors.to(weight.device)
         vocabulary = torch.arange(weight.shape[0], device=weight.device)
+        self._count = len(anchors)
         self._everything = len(anchors) == len(weight) and bool((self.anchors == vocabulary).all())
         self.scale = scale
         self.softcap = softcap
@@ -80,8 +81,11 @@ class LogitsHiddenState:
 
     def anchor_logits(self, scores: torch.Tensor) -> torch.Tensor:
         """[B, K] of logits [B, V], in ``dtype``."""
-        chosen = scores[:, : len(self.anchors)] if self._everything else scores[:, self.anchors]
-        return chosen.to(self.dtype)
+        if not self._everything:
+            scores = scores[:, self.anchors]
+        elif scores.shape[1] > self._count:
+            scores = scores[:, : self._count]
+        return scores if scores.dtype == self.dtype else scores.to(self.dtype)
 
     def linear(self, logits: torch.Tensor) -> torch.Tensor:
         """W h [B, K] of anchor logits [B, K] without a ban: cap, scale and bias undone."""

@@ -174,10 +174,7 @@ def test_forecast_quantiles(
     levels = COVERAGES if calibration is None else (0.08, 0.4, 0.95)
     for step, trace in enumerate(traces):
         outlook = forecast.outlook(toy.read(ids[:, : prompt.shape[1] + step]))
-        expected = [
-            float(forecast.predictor.quantile(outlook.concentration, outlook.rate, level)) - 1
-            for level in levels
-        ]
+        expected = [float(forecast.predictor.quantile(*outlook.parameters, level)) - 1 for level in levels]
         assert trace.remaining == pytest.approx(expected, rel=1e-4)
         assert list(trace.remaining) == sorted(trace.remaining)
 

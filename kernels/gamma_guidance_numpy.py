@@ -1,0 +1,180 @@
+"""Guidance of a small batch on the CPU, in NumPy on the tensors' own memory.
+
+A step of few rows is bound by the number of operations, not by what is in them, and an operation on a small array
+costs NumPy a half to a third of what it costs PyTorch. What is computed is that of ``reference``, in float64 from the
+head's output on.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+
+from budgetctl.kernels.host_reads import may_look
+from budgetctl.kernels.log_gamma_cdf import log_gamma_cdf
+from budgetctl.kernels.reference import CLOSE_SHARE, HOPELESS_FIT, LIKELY_SHARE, interval_fit
+from budgetctl.kernels.row_state import (
+    ACTION,
+    CLOSING,
+    FORCED,
+    LEFT,
+    LOWER,
+    STRENGTH,
+    TEMPERATURE,
+    Action,
+    GuidanceHead,
+)
+
+Array = np.ndarray[Any, Any]
+
+#: Most candidates of all rows together; beyond, PyTorch has more to compute than to call, and may use several threads.
+MOST_CANDIDATES = 8192
+#: Logits that NumPy adds to; beyond, PyTorch uses its threads.
+MOST_LOGITS = 1 << 15
+DTYPES = frozenset({torch.float32, torch.float64})
+#: Below this the incomplete gamma function is too near the smallest numbers for its logarithm to be taken.
+LEAST_PROBABILITY = 1e-280
+#: Where log(1 + e^x) is x.
+SOFTPLUS_IS_X = 40.0
+
+_LIKELY, _CLOSE, _HOPELESS = math.log(LIKELY_SHARE), math.log(CLOSE_SHARE), -math.log(HOPELESS_FIT)
+_LEAVE, _GUIDE, _FORCE = int(Action.LEAVE), int(Action.GUIDE), int(Action.FORCE)
+_LEAST = float(np.finfo(np.float32).min)
+
+
+def takes(
+    logits: torch.Tensor, features: torch.Tensor, head: GuidanceHead, candidate_scores: torch.Tensor
+) -> bool:
+    """Whether these are guided here: few rows in the CPU's memory, float32 or float64, eager and without a gradient."""
+    return (
+        may_look(logits.device)
+        and candidate_scores.numel() <= MOST_CANDIDATES
+        and logits.dtype in DTYPES
+        and features.dtype in DTYPES
+        and candidate_scores.dtype in DTYPES
+        and head.table.dtype in DTYPES
+        and not (logits.requires_grad or features.requires_grad or candidate_scores.requires_grad)
+    )
+
+
+def gamma_guidance(
+    logits: torch.Tensor,
+    features: torch.Tensor,
+    head: GuidanceHead,
+    candidate_scores: torch.Tensor,
+    candidate_ids: torch.Tensor,
+    rows: torch.Tensor,
+    *,
+    interval: bool = False,
+    tail: str = "exact",
+    out: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Guided logits; :func:`budgetctl.kernels.gamma_guidance.gamma_guidance` describes arguments and result."""
+    state, ids, before = rows.numpy(), candidate_ids.numpy(), logits.numpy()
+    count, k = ids.shape
+    action = state[:, ACTION]
+    guided = action == _GUIDE
+    others = np.count_nonzero(guided) < count
+    added = np.zeros((count, k + state.shape[1] - CLOSING))
+    with np.errstate(all="ignore"):
+        fit = _fit(features.numpy(), head, ids, state, interval)
+        rest = _push(candidate_scores.numpy(), ids, fit, state, added[:, :k])
+    if tail == "relative":
+        added -= rest
+    if others:
+        # Adding -0.0 leaves every number as it is, bit for bit.
+        added, rest = (np.where(guided[:, None], part, -0.0) for part in (added, rest))
+    # The close keeps its logit wherever it stands in the ranking.
+    ids = np.concatenate([ids, state[:, CLOSING:]], 1, dtype=np.int64, casting="unsafe")
+    at = np.arange(count)[:, None]
+    # Before anything is written: ``out`` may be ``logits``.
+    added += before[at, ids]
+    if tail == "relative":
+        result = logits.clone() if out is None else out if out is logits else out.copy_(logits)
+        after = result.numpy()
+    elif before.size > MOST_LOGITS or out is not None:
+        result = torch.add(logits, torch.from_numpy(rest.astype(before.dtype)), out=out)
+        after = result.numpy()
+    else:
+        after = before + rest.astype(before.dtype)
+        result = torch.from_numpy(after)
+    after[at, ids] = added
+    double = features.dtype == torch.float64 or candidate_scores.dtype == torch.float64
+    state_fit = fit[:, 0].astype(np.float64 if double else np.float32)
+    if others:
+        forced = action == _FORCE
+        state_fit[forced | (action == _LEAVE)] = 0.0
+        if np.count_nonzero(forced):
+            after[forced] = -np.inf
+            after[forced, state[forced, FORCED].astype(np.int64)] = 0.0
+    return result, torch.from_numpy(state_fit)
+
+
+def _fit(features: Array, head: GuidanceHead, ids: Array, state: Array, interval: bool) -> Array:
+    """[B, 1 + k] log probability that the thought ends in time: by the state, then given each candidate."""
+    weight, bias, table = head.arrays
+    width, rank = head.width, head.rank
+    trunk = features[:, :width]
+    by_state = (trunk / (1 + np.exp(-trunk))) @ weight + bias
+    query = features[:, width:].reshape(-1, 2, rank)
+    # [B, 2, 1 + k]: concentrations and rates lie together.
+    both = np.empty((len(ids), 2, 1 + ids.shape[1]))
+    both[:, :, 0] = by_state
+    moved = np.matmul(query, table.take(ids, axis=0).transpose(0, 2, 1))
+    np.add(moved, by_state[:, :, None], out=both[:, :, 1:])
+    softplus = np.log1p(np.exp(np.minimum(both, SOFTPLUS_IS_X)))
+    np.maximum(softplus, both, out=softplus)
+    softplus += head.floor
+    concentration, rate = softplus[:, 0], softplus[:, 1]
+    fit = _log_prob(concentration, rate, state[:, LEFT])
+    if not interval:
+        return fit
+    lower = state[:, LOWER]
+    low = _log_prob(concentration, rate, lower)
+    return interval_fit(*map(torch.from_numpy, (fit, low, lower >= 0))).numpy()
+
+
+def _log_prob(concentration: Array, rate: Array, left: Array) -> Array:
+    """[B, n] log P(L <= left + 1) of Gamma distributions of log(1 + L)."""
+    bound = np.log(np.maximum(left, 0.0) + 2)
+    shape, z = torch.from_numpy(concentration), torch.from_numpy(rate * bound[:, None])
+    probability = torch.special.gammainc(shape, z).numpy()
+    if np.count_nonzero(probability > LEAST_PROBABILITY) < probability.size:
+        return log_gamma_cdf(shape, z, 1.0).numpy()
+    found = np.log(probability, out=probability)
+    return np.minimum(found, 0.0, out=found)
+
+
+def _push(scores: Array, ids: Array, fit: Array, state: Array, push: Array) -> Array:
+    """:func:`budgetctl.kernels.reference.guidance_push` for all rows: writes ``push`` [B, k], returns the tail [B, 1]."""
+    warmth, strength = state[:, TEMPERATURE, None], state[:, STRENGTH, None]
+    by_state, of_candidates = fit[:, :1], fit[:, 1:]
+    closing = ids == state[:, CLOSING, None]
+    for column in range(CLOSING + 1, state.shape[1]):
+        closing |= ids == state[:, column, None]
+    log_probs = scores / warmth
+    closes = np.count_nonzero(closing) > 0
+    others = log_probs
+    if closes:
+        others = log_probs.copy()
+        np.copyto(others, -np.inf, where=closing)
+    highest = np.maximum.reduce(others, axis=1, keepdims=True)
+    # No banned token is a likely one, even if all are banned.
+    least = np.maximum(highest + _LIKELY, _LEAST)
+    likely = of_candidates.copy()
+    np.copyto(likely, -np.inf, where=others < least)
+    best = np.maximum.reduce(likely, axis=1, keepdims=True)
+    # A row whose only candidate is the close has nothing to weigh.
+    np.copyto(best, by_state, where=best == -np.inf)
+    if closes:
+        close = np.where(closing, log_probs, -np.inf).max(1, keepdims=True)
+        # A close that the model considers fits for certain, and is then the best there is.
+        np.copyto(best, 0.0, where=close >= highest + _CLOSE)
+    scale = strength * warmth * _HOPELESS / np.maximum(-best, _HOPELESS)
+    np.multiply(of_candidates - best, scale, out=push)
+    if closes:
+        np.copyto(push, 0.0, where=closing)
+    return np.minimum(by_state - best, 0.0) * scale
