@@ -44,7 +44,7 @@ class StartForecast(LogitsProcessor):
             kept = [blank if old is None else old for old in (self._concentration, self._rate, self._natural)]
             self._concentration, self._rate, self._natural = (
                 torch.where(state.at_start, new, old)
-                for new, old in zip((outlook.concentration, outlook.rate, natural), kept, strict=True)
+                for new, old in zip((*outlook.parameters, natural), kept, strict=True)
             )
         # A thought that the prompt has begun has no start to be asked at.
         self._done = bool((state.started | state.finished).all()) and not bool(
