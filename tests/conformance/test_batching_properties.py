@@ -15,6 +15,7 @@ from transformers.generation.continuous_batching.requests import RequestState, R
 
 from budgetctl.controller import BudgetController
 from budgetctl.delimiters import ThinkingDelimiters
+from budgetctl.integrations.batching_support import PLAN_KNOBS
 from budgetctl.integrations.continuous_batching import BatchedBudgets
 from budgetctl.telemetry import report_sequences
 from tests.conformance.strategies import PAD, PROFILE, USER, delimiters, limits, logits_of, prompts
@@ -71,6 +72,8 @@ def test_a_request_has_the_scores_that_it_has_alone(
 
     def controller_for(config: Any, prompt_length: int, rows: int, **knobs: Any) -> BudgetController:
         model = forecast if steer else None
+        for name in PLAN_KNOBS:
+            assert not any(knobs.pop(name, None) or ())
         return BudgetController(
             d, forecast=model, boundaries=boundaries, prompt_length=prompt_length, **knobs
         )
