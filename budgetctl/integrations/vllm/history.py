@@ -50,9 +50,8 @@ class Entry:
         """Positions and tokens that are not on the device yet, or that have changed. Tokens may be taken back, and ones
         that were unknown may have become known."""
         outputs = self.outputs
-        if self._written > len(outputs):
-            self._written = len(outputs)
-        elif self._written and outputs[self._written - 1] != self._last:
+        changed = self._written > len(outputs) or (self._written and outputs[self._written - 1] != self._last)
+        if changed:
             self._written = 0
         new = outputs[self._written :]
         base = len(self.prompt) + self._written
