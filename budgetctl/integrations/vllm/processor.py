@@ -41,7 +41,11 @@ class BudgetProcessor:
     def __init__(self, vllm_config: Any, device: Any, is_pin_memory: bool | None = None) -> None:
         self._states = None if isinstance(device, torch.device | str) else device
         self._device = torch.device(device if self._states is None else self._states.device)
-        self.served = served = self.read_model(vllm_config)
+        self.serve(self.read_model(vllm_config))
+
+    def serve(self, served: ServedModel) -> None:
+        """Begin with a model; nothing is known of requests before."""
+        self.served = served
         slots = 0 if self._states is None else self._states.max_num_reqs
         self._asked = np.zeros(slots, dtype=bool)
         self._limits = SlotLimits(max(slots, 1), self._device)
