@@ -194,7 +194,7 @@ def test_the_forecast_is_the_same_by_hook_by_logits_and_in_the_engine(engine: An
             logits = model(torch.tensor([prefix])).logits[:, -1]
         found = forecast.outlook(logits)
         by_logits.append(torch.stack([found.concentration, found.rate], 1))
-        by_hook.append(torch.stack(forecast.predictor(hook.hidden), 1))
+        by_hook.append(torch.stack(forecast.predictor.state_parameters(hook.hidden), 1))
     exact = torch.cat(by_hook)
     assert exact.std(0).min() > 0.05, "prefixes of one kind: nothing is compared"
     assert served.shape == exact.shape
