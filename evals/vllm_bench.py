@@ -12,6 +12,7 @@ import json
 import os
 import time
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,7 +25,7 @@ from budgetctl.delimiters import ThinkingDelimiters, find_delimiters
 from budgetctl.evals.metrics import bootstrap_mean, paired_difference
 from budgetctl.evals.output import write_text
 from budgetctl.evals.runner import chat_prompts
-from budgetctl.evals.vllm_engines import random_predictor, start_engine, write_all
+from budgetctl.evals.vllm_engines import Stopwatch, processor_of, random_predictor, start_engine, write_all
 from budgetctl.integrations.vllm.served_model import (
     CLOSE_VARIABLE,
     OPEN_VARIABLE,
@@ -49,6 +50,14 @@ CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 WANTED = 0.5
 
 
+@dataclass(frozen=True)
+class Turn:
+    """One turn of one arm: tokens per second, and the share of the time that was spent inside the processor."""
+
+    rate: float
+    inside: float
+
+
 def throughput(
     engines: dict[bool, Any],
     prompts: Sequence[Sequence[int]],
@@ -56,38 +65,44 @@ def throughput(
     tokens: int,
     repeats: int,
     clock: str,
-) -> dict[str, list[float]]:
-    """Tokens per second of each arm by one of :data:`CLOCKS`, one value a turn; one turn before is not counted."""
+) -> dict[str, list[Turn]]:
+    """Turns of each arm by one of :data:`CLOCKS`; one turn before is not counted."""
     from vllm import SamplingParams
 
-    rates: dict[str, list[float]] = {name: [] for name in ARMS}
+    now = CLOCKS[clock]
+    watch = Stopwatch(processor_of(engines[True]), ("apply", "update_state"), now)
+    turns: dict[str, list[Turn]] = {name: [] for name in ARMS}
     chosen = [prompts[at % len(prompts)] for at in range(batch)]
     for turn in range(repeats + 1):
         for name, (processor, asked) in ARMS.items():
             params = SamplingParams(
                 max_tokens=tokens, temperature=0.0, ignore_eos=True, detokenize=False, **asked
             )
-            begun = CLOCKS[clock]()
+            begun, spent = now(), watch.spent
             found = write_all(engines[processor], chosen, [params] * batch)
-            taken = CLOCKS[clock]() - begun
+            taken = now() - begun
             if turn:
-                rates[name].append(sum(map(len, found)) / taken)
-    return rates
+                turns[name].append(Turn(sum(map(len, found)) / taken, (watch.spent - spent) / taken))
+    return turns
 
 
-def throughput_table(measured: dict[int, dict[str, list[float]]]) -> str:
-    """Markdown: tokens per second of vLLM alone, and each arm's median ratio to it, with the lowest and highest turn."""
+def throughput_table(measured: dict[int, dict[str, list[Turn]]]) -> str:
+    """Markdown: tokens per second of vLLM alone; of each arm the median ratio to it in the same turn, the lowest and
+    highest, and in brackets what is left of the time without what is spent in the processor."""
     others = [name for name in ARMS if name != "vLLM alone"]
     lines = [
         "| batch | vLLM alone, tokens/s | " + " | ".join(others) + " |",
         "|---" * (len(others) + 2) + "|",
     ]
-    for batch, rates in measured.items():
-        alone = np.array(rates["vLLM alone"])
+    for batch, turns in measured.items():
+        alone = np.array([turn.rate for turn in turns["vLLM alone"]])
         cells = []
         for name in others:
-            ratio = np.array(rates[name]) / alone
-            cells.append(f"{np.median(ratio):.3f} ({ratio.min():.3f} to {ratio.max():.3f})")
+            ratio = np.array([turn.rate for turn in turns[name]]) / alone
+            cell = f"{np.median(ratio):.3f} ({ratio.min():.3f} to {ratio.max():.3f})"
+            if ARMS[name][0]:
+                cell += f" [{1 - np.median([turn.inside for turn in turns[name]]):.3f}]"
+            cells.append(cell)
         lines.append(f"| {batch} | {np.median(alone):.0f} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -229,10 +244,12 @@ def main(
     if model is None and count:
         rows = quality(engines, count, [int(budget) for budget in budgets.split(",")])
         text += f"\n{count} questions, temperature 1\n\n" + quality_table(rows) + "\n"
+    plain = {
+        batch: {name: [asdict(turn) for turn in turns] for name, turns in arms.items()}
+        for batch, arms in measured.items()
+    }
     write_text(out / "table.md", text)
-    write_text(
-        out / "results.json", json.dumps({"tokens_per_second": measured, "quality": rows, "load": loads})
-    )
+    write_text(out / "results.json", json.dumps({"turns": plain, "quality": rows, "load": loads}))
     Console().print(text, markup=False, soft_wrap=True)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,38 @@ def start_engine(model: str, *, processor: bool, **options: Any) -> Any:
         "reasoning_config": {"reasoning_start_str": "<think>", "reasoning_end_str": "</think>"},
     }
     return LLM(model=model, logits_processors=[PROCESSOR] if processor else None, **(settings | options))
+
+
+def processor_of(engine: Any) -> Any:
+    """The processor inside an engine that was started with one."""
+    worker = engine.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker
+    return worker.model_runner.input_batch.logitsprocs.non_argmax_invariant[-1]
+
+
+class Stopwatch:
+    """Adds up the seconds that an object's methods take.
+
+    Args:
+        watched: the object; its methods are replaced.
+        names: of the methods.
+        clock: in seconds.
+    """
+
+    def __init__(self, watched: Any, names: Sequence[str], clock: Callable[[], float]) -> None:
+        self.spent = 0.0
+        self._clock = clock
+        for name in names:
+            setattr(watched, name, self._timed(getattr(watched, name)))
+
+    def _timed(self, method: Callable[..., Any]) -> Callable[..., Any]:
+        def timed(*positional: Any, **named: Any) -> Any:
+            begun = self._clock()
+            try:
+                return method(*positional, **named)
+            finally:
+                self.spent += self._clock() - begun
+
+        return timed
 
 
 def write_all(engine: Any, prompts: Sequence[Sequence[int]], params: Sequence[Any]) -> list[list[int]]:

@@ -20,6 +20,8 @@ from tests.vllm.engine import processor_of, start, write
 
 CLOSE = 4
 QUESTIONS = 24
+#: Requests that the small engine has sent back to the queue.
+SENT_BACK: list[str] = []
 
 
 @cache
@@ -46,13 +48,23 @@ def engine() -> Iterator[Any]:
     sent back and prefilled again."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("BUDGETCTL_PREDICTOR", str(PREDICTOR))
-        yield start(
+        small = start(
             str(WEIGHTS),
+            max_model_len=512,
             max_num_seqs=12,
             max_num_batched_tokens=32,
-            num_gpu_blocks_override=9,
-            block_size=128,
+            block_size=32,
+            num_gpu_blocks_override=20,
         )
+        scheduler = small.llm_engine.engine_core.engine_core.scheduler
+        preempt = scheduler._preempt_request
+
+        def note(request: Any, *others: Any, **named: Any) -> None:
+            SENT_BACK.append(request.request_id)
+            preempt(request, *others, **named)
+
+        scheduler._preempt_request = note
+        yield small
 
 
 @pytest.fixture(scope="module")
@@ -110,9 +122,11 @@ KNOBS: list[dict[str, Any] | None] = [
 
 
 def test_a_batch_of_every_mix_writes_what_each_writes_alone_and_in_transformers(engine: Any) -> None:
-    """Greedy, in float32, so that the tokens are the same ones."""
+    """Greedy, in float32, so that the tokens are the same ones; also of requests that were sent back."""
     asked = [KNOBS[at % len(KNOBS)] for at in range(QUESTIONS)]
+    SENT_BACK.clear()
     together = write(engine, prompts(), asked)
+    assert len(set(SENT_BACK)) >= 4
     single = [write(engine, [prompt], [knobs])[0] for prompt, knobs in zip(prompts(), asked, strict=True)]
     assert together == single
     model = installed().model
@@ -143,22 +157,6 @@ def test_several_samples_of_a_prompt(engine: Any, count: Any) -> None:
     found = write(engine, prompts()[:2], asked, n=6, temperature=1.0)
     assert len({tuple(ids) for ids in found[:6]}) > 1
     assert all(used(ids, count, prompts()[0]).used <= 10 for ids in found[:6])
-
-
-def test_requests_were_sent_back(engine: Any) -> None:
-    """Or the tests above have shown nothing of it."""
-    scheduler = engine.llm_engine.engine_core.engine_core.scheduler
-    sent_back: list[str] = []
-    before = scheduler._preempt_request
-
-    def note(request: Any, *others: Any, **named: Any) -> None:
-        sent_back.append(request.request_id)
-        before(request, *others, **named)
-
-    scheduler._preempt_request = note
-    write(engine, prompts(), [{"thinking_budget": 200, "min_thinking_tokens": 150}] * QUESTIONS)
-    scheduler._preempt_request = before
-    assert sent_back
 
 
 def test_the_forecast_is_the_same_by_hook_by_logits_and_in_the_engine(engine: Any) -> None:

@@ -132,7 +132,7 @@ class BudgetProcessor:
         else:
             logger.error(
                 "budgetctl: no hidden state explains %.0f%% of the engine's logits: expected at most %.0f%%; an adapter or "
-                "a penalty changes them, and efforts are off: serve the model that the predictor was fitted for",
+                "a penalty changes them, and efforts will miss their shares: serve the model that the predictor was fitted for",
                 100 * share,
                 100 * MAX_MISFIT,
             )
