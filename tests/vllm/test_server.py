@@ -51,7 +51,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     options = ["--dtype", "float32", "--enforce-eager", "--max-num-seqs", "64"]
     command = ["-m", "budgetctl", "serve", "--engine", "vllm", "--host", "127.0.0.1", "--port", str(port)]
     log: Path = tmp_path_factory.mktemp("server") / "log"
-    environment = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_LOGGING_LEVEL": "INFO"}
     environment.pop("VLLM_ENABLE_V1_MULTIPROCESSING", None)
     with (
         log.open("w") as out,
@@ -197,6 +197,31 @@ def test_markers_in_the_prompt_change_no_budget(prompt: str, server: str, count:
         assert told.used <= 6
         assert not told.open
         assert told.stray == 0
+
+
+def test_a_grammar_binds_the_answer_alone(server: str) -> None:
+    """Also where the thought is closed by force."""
+    allowed = ["\n\nAnswer: 17", "\n\nAnswer: 23"]
+
+    async def constrained() -> list[Any]:
+        async with openai.AsyncOpenAI(
+            base_url=f"{server}/v1", api_key="none", max_retries=0, timeout=300
+        ) as client:
+            body = {"structured_outputs": {"choice": allowed}, "return_token_ids": True}
+            calls = [
+                client.chat.completions.create(
+                    model="budgetctl-reasoner",
+                    messages=[{"role": "user", "content": "Start at 12 and go u r u d. Where does it end?"}],
+                    max_tokens=100,
+                    extra_body={**body, "vllm_xargs": {"thinking_budget": n, "min_thinking_tokens": n}},
+                )
+                for n in (0, 1, 5, 12)
+            ]
+            return await asyncio.gather(*calls)
+
+    replies = asyncio.run(constrained())
+    assert [thinking_tokens(reply.choices[0].token_ids) for reply in replies] == [0, 1, 5, 12]
+    assert all(f"\n\n{reply.choices[0].message.content.strip()}" in allowed for reply in replies)
 
 
 def test_streaming_has_the_same_count(server: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -10,7 +10,7 @@ import torch
 from budgetctl.delimiters import ThinkingDelimiters
 from budgetctl.integrations.request_table import to_device
 from budgetctl.integrations.vllm.history import Entry, SlotTokens, current_turn
-from budgetctl.integrations.vllm.knobs import limits_of
+from budgetctl.integrations.vllm.knobs import RequestLimits
 from budgetctl.integrations.vllm.slots import SlotLimits
 from budgetctl.integrations.vllm.step_rows import StepRows
 
@@ -21,16 +21,20 @@ class HostRows:
     Args:
         device: of the logits.
         delimiters: the markers.
-        context: most tokens of prompt and generation.
+        limits_for: of a request, by its sampling parameters and the length of its prompt, None where that is not known.
         limits: where the limits of the requests are kept.
     """
 
     def __init__(
-        self, device: torch.device, delimiters: ThinkingDelimiters, context: int, limits: SlotLimits
+        self,
+        device: torch.device,
+        delimiters: ThinkingDelimiters,
+        limits_for: Callable[[Any, int | None], RequestLimits],
+        limits: SlotLimits,
     ) -> None:
         self._device = device
         self._delimiters = delimiters
-        self._context = context
+        self._limits_for = limits_for
         self._limits = limits
         self._entries: dict[int, Entry] = {}
         self._tokens = SlotTokens(device)
@@ -94,8 +98,7 @@ class HostRows:
 
     def _add(self, row: int, sampling_params: Any, prompt: Sequence[int] | None, outputs: list[int]) -> None:
         thought = self._delimiters
-        left = None if prompt is None else self._context - len(prompt)
-        limits = limits_of(sampling_params, len(thought.forced_end_ids), left)
+        limits = self._limits_for(sampling_params, None if prompt is None else len(prompt))
         if not limits.asked:
             return
         if prompt is None:  # embeddings: what the template would write is all that can be known

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from budgetctl.integrations.vllm.first_runner import HostRows
-from budgetctl.integrations.vllm.knobs import check_request, limits_of
+from budgetctl.integrations.vllm.knobs import RequestLimits, check_request, limits_of
 from budgetctl.integrations.vllm.second_runner import rows_of
 from budgetctl.integrations.vllm.served_model import ServedModel, misfit, predictor_path, read_served_model
 from budgetctl.integrations.vllm.slots import SlotLimits
@@ -49,11 +49,12 @@ class BudgetProcessor:
         slots = 0 if self._states is None else self._states.max_num_reqs
         self._asked = np.zeros(slots, dtype=bool)
         self._limits = SlotLimits(max(slots, 1), self._device)
-        self._rows = HostRows(self._device, served.delimiters, served.context, self._limits)
+        self._rows = HostRows(self._device, served.delimiters, self._limits_for, self._limits)
         self._controller = EngineController(
             served.delimiters, served.forecast, served.boundaries, self._limits, slots, self._device
         )
         self._measured = served.forecast is None
+        self._told = False
 
     def read_model(self, vllm_config: Any) -> ServedModel:
         """What is known of the model; logged."""
@@ -94,8 +95,7 @@ class BudgetProcessor:
     def add_request(self, req_idx: int, sampling_params: Any) -> bool:
         """A request takes the slot ``req_idx``; whether it has a limit."""
         assert self._states is not None
-        left = self.served.context - int(self._states.prompt_len.np[req_idx])
-        limits = limits_of(sampling_params, len(self.served.delimiters.forced_end_ids), left)
+        limits = self._limits_for(sampling_params, int(self._states.prompt_len.np[req_idx]))
         self._asked[req_idx] = limits.asked
         self._limits.write(req_idx, limits)
         return limits.asked
@@ -121,6 +121,17 @@ class BudgetProcessor:
             found.input_ids, found.lengths, found.prompts, found.slots, found.known, scores
         )
         return steered if found.index is None else logits.index_copy_(0, found.index, steered)
+
+    def _limits_for(self, sampling_params: Any, prompt_length: int | None) -> RequestLimits:
+        left = None if prompt_length is None else self.served.context - prompt_length
+        limits = limits_of(sampling_params, len(self.served.delimiters.forced_end_ids), left)
+        if limits.needs_prediction and self.served.forecast is None and not self._told:
+            self._told = True
+            logger.error(
+                "budgetctl: a request asks for an effort and this process has no predictor: expected BUDGETCTL_PREDICTOR in "
+                "the environment of every process of the server; set it there too, until then efforts bound nothing"
+            )
+        return limits
 
     def _measure(self, scores: torch.Tensor) -> None:
         """Tell once whether the engine's logits are what the forecast takes them for (host sync)."""

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from budgetctl.controller import BudgetController
 from budgetctl.delimiters import ThinkingDelimiters
-from tests.budgetctl.integrations.vllm.fakes import Direction, Update, processor_for, sampling
+from tests.budgetctl.integrations.vllm.fakes import CONTEXT, Direction, Update, processor_for, sampling
 from tests.conformance.strategies import PROFILE, USER, delimiters, limits, logits_of, prompts
 
 REQUESTS, STEPS, TOGETHER = 14, 30, 5
@@ -104,8 +104,13 @@ def test_a_request_has_the_scores_that_it_has_alone(
                 away.append(request)
         while started < REQUESTS and len(away) + len([r for r in batch.rows if r]) < TOGETHER:
             asked, prompt = rng.choice(kinds), rng.choice(texts)
+            length = CONTEXT - len(prompt) if asked["max_new_tokens"] is None else asked["max_new_tokens"]
             alone = BudgetController(
-                d, forecast=model, boundaries=boundaries, prompt_length=len(prompt), **asked
+                d,
+                forecast=model,
+                boundaries=boundaries,
+                prompt_length=len(prompt),
+                **{**asked, "max_new_tokens": length},
             )
             knobs = {name: value for name, value in asked.items() if name != "max_new_tokens"}
             params = sampling(asked["max_new_tokens"], **knobs)

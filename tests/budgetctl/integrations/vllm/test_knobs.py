@@ -9,7 +9,7 @@ import pytest
 from budgetctl.budget import NO_CAP
 from budgetctl.errors import BudgetError
 from budgetctl.integrations.vllm.knobs import check_request, limits_of, read_knobs
-from tests.budgetctl.integrations.vllm.fakes import sampling
+from tests.budgetctl.integrations.vllm.fakes import Update, processor_for, sampling
 
 
 @pytest.mark.parametrize(
@@ -65,3 +65,15 @@ def test_a_reserve_that_the_close_leaves_no_room_for_takes_what_there_is() -> No
     check_request(asked, has_predictor=False)  # right for a close of one token
     assert limits_of(asked, 4).room == 0
     assert limits_of(asked, 4, most_new_tokens=3).room == 0
+
+
+def test_an_effort_that_a_worker_cannot_keep_is_logged_once(
+    markers: Any, boundaries: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The predictor is named in the environment of the frontend, and not in that of this process."""
+    processor = processor_for(markers["opened by the template"], boundaries, None)
+    asked = sampling(50, effort="low")
+    processor.update_state(Update(2, added=[(row, asked, [5], []) for row in range(2)]))
+    (record,) = caplog.records
+    assert record.levelname == "ERROR"
+    assert "every process of the server" in record.getMessage()
