@@ -90,6 +90,8 @@ def vllm_flags(
         "--port": str(port),
         "--served-model-name": "budgetctl-reasoner" if model is None else None,
         "--reasoning-parser": parser_for(delimiters),
+        # Its vocabulary is too small for hidden states to be recovered from rounded logits.
+        "--dtype": "float32" if model is None else None,
     }
     given = {option.split("=")[0] for option in others}
     flags = [

@@ -48,7 +48,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a server of the embedded reasoner."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    options = ["--dtype", "float32", "--enforce-eager", "--max-num-seqs", "64"]
+    options = ["--enforce-eager", "--max-num-seqs", "64"]
     command = ["-m", "budgetctl", "serve", "--engine", "vllm", "--host", "127.0.0.1", "--port", str(port)]
     log: Path = tmp_path_factory.mktemp("server") / "log"
     environment = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_LOGGING_LEVEL": "INFO"}

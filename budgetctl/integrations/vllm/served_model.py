@@ -23,6 +23,9 @@ PREDICTOR_VARIABLE = "BUDGETCTL_PREDICTOR"
 #: Spell the markers of a model whose tokenizer does not show them.
 OPEN_VARIABLE, CLOSE_VARIABLE = "BUDGETCTL_OPEN_TEXT", "BUDGETCTL_CLOSE_TEXT"
 
+#: Largest relative error of hidden states that were recovered from rounded logits, as ``install`` has it.
+MAX_RECOVERY_ERROR = 0.05
+
 _HEADS = ("lm_head.weight", "embed_out.weight", "output.weight")
 _EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "embed_in.weight")
 
@@ -54,7 +57,8 @@ def read_served_model(vllm_config: Any, device: torch.device) -> ServedModel:
 
     Raises:
         DelimiterError: when the tokenizer has no markers of a thought.
-        PredictorError: for a predictor that is corrupt or of another model, or a checkpoint without safetensors.
+        PredictorError: for a predictor that is corrupt or of another model, a checkpoint without safetensors, or logits
+            that are too coarse to recover hidden states from.
     """
     from transformers import AutoTokenizer
 
@@ -76,6 +80,11 @@ def read_served_model(vllm_config: Any, device: torch.device) -> ServedModel:
         weight = output_embedding(checkpoint(config), config.hf_text_config).to(config.dtype)
         forecast = read_forecast(path, weight, delimiters, config.hf_text_config, device)
         error = rounding_error(forecast.source, weight, config.dtype)
+        if error > MAX_RECOVERY_ERROR:
+            raise PredictorError(
+                f"hidden states recovered from logits in {config.dtype} are off by {error:.1%}: expected at most "
+                f"{MAX_RECOVERY_ERROR:.0%}; serve with --dtype float32, or run without a predictor"
+            )
     return ServedModel(delimiters, boundaries, forecast, error, config.max_model_len)
 
 
@@ -164,5 +173,8 @@ def rounding_error(source: LogitsHiddenState, weight: torch.Tensor, dtype: torch
 def misfit(source: LogitsHiddenState, scores: torch.Tensor) -> torch.Tensor:
     """[B] share of logits [B, V] that no hidden state explains: near 0 where they are a linear map of one."""
     centred, banned = source.centred(source.anchor_logits(scores))
-    explained = (source(scores) @ source._rows.T).masked_fill(banned, 0.0)
-    return (centred - explained).norm(dim=1) / centred.norm(dim=1).clamp(min=torch.finfo(centred.dtype).tiny)
+    present = (~banned).to(centred)
+    explained = source(scores) @ source._rows.T
+    mean = (explained * present).sum(1, keepdim=True) / present.sum(1, keepdim=True).clamp(min=1)
+    left = centred - (explained - mean) * present
+    return left.norm(dim=1) / centred.norm(dim=1).clamp(min=torch.finfo(centred.dtype).tiny)

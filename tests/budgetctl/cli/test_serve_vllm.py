@@ -40,6 +40,7 @@ def test_the_embedded_reasoner(run: Run, become: list[Any]) -> None:
         "--port": "8123",
         "--served-model-name": "budgetctl-reasoner",
         "--reasoning-parser": "qwen3",
+        "--dtype": "float32",
     }
     assert environment["BUDGETCTL_PREDICTOR"] == str(PREDICTOR)
 
