@@ -9,7 +9,7 @@ import torch
 
 from budgetctl.delimiters import ThinkingDelimiters
 from budgetctl.integrations.request_table import to_device
-from budgetctl.integrations.vllm.history import Entry, SlotTokens, current_turn
+from budgetctl.integrations.vllm.history import Entry, SlotTokens, current_turn, digest
 from budgetctl.integrations.vllm.knobs import RequestLimits
 from budgetctl.integrations.vllm.slots import SlotLimits
 from budgetctl.integrations.vllm.step_rows import StepRows
@@ -101,14 +101,15 @@ class HostRows:
         limits = self._limits_for(sampling_params, None if prompt is None else len(prompt))
         if not limits.asked:
             return
+        begin = 0
         if prompt is None:  # embeddings: what the template would write is all that can be known
             opened = (*thought.open_ids, *thought.lead_ids) if thought.opened_by_template else ()
-            kept = [*thought.turn_start_ids, *opened]
+            prompt = [*thought.turn_start_ids, *opened]
         else:
-            kept = list(prompt[current_turn(prompt, thought.turn_start_ids) :])
-        entry = Entry(self._tokens.take(), kept, outputs)
-        self._tokens.begin(entry.slot, kept)
-        self._limits.write(entry.slot, limits)
+            begin = current_turn(prompt, thought.turn_start_ids)
+        entry = Entry(self._tokens.take(), list(prompt[begin:]), outputs)
+        self._tokens.begin(entry.slot, entry.prompt)
+        self._limits.write(entry.slot, limits, digest(prompt[:begin]))
         self._entries[row] = entry
 
     def _drop(self, row: int) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from hashlib import blake2b
 
+import numpy as np
 import torch
 
 from budgetctl.integrations.request_table import to_device
@@ -23,6 +25,14 @@ def current_turn(prompt: Sequence[int], header: Sequence[int]) -> int:
         if prompt[at] == first and list(prompt[at : at + size]) == list(header):
             return max(at - _BEFORE_HEADER, 0)
     return 0
+
+
+def digest(tokens: Sequence[int]) -> int:
+    """An int64 that tells what was not kept of a prompt from another's; 0 for nothing."""
+    if not tokens:
+        return 0
+    found = blake2b(np.array(tokens, dtype=np.int64).tobytes(), digest_size=8).digest()
+    return int.from_bytes(found, "little", signed=True)
 
 
 @dataclass

@@ -70,13 +70,16 @@ class SlotReader(PrefixReader):
         super().__init__(delimiters)
         #: [B] int64, columns of padding before each row of this step.
         self.padding = torch.zeros(0, dtype=torch.int64)
+        #: [B] int64, of the tokens before those of each row.
+        self.salts = torch.zeros(0, dtype=torch.int64)
 
     def read(
         self, input_ids: torch.Tensor, prompt_length: int | torch.Tensor | None, spans: Spans | None
     ) -> Reading:
         """As ``PrefixReader.read``."""
         reading = super().read(input_ids, prompt_length, spans)
-        return replace(reading, start_key=hash_rows(input_ids, self.padding, reading.state.thought_start))
+        own = hash_rows(input_ids, self.padding, reading.state.thought_start)
+        return replace(reading, start_key=hash_of(own, self.salts))
 
 
 def hash_rows(input_ids: torch.Tensor, padding: torch.Tensor, stop: torch.Tensor) -> torch.Tensor:

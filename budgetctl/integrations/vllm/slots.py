@@ -12,12 +12,12 @@ from budgetctl.integrations.request_table import to_device
 from budgetctl.integrations.vllm.knobs import RequestLimits
 from budgetctl.limits import RowTensors
 
-_COLUMNS = 7
-_CAP, _FRACTION, _LIMITED, _MINIMUM, _ROOM, _TARGET, _TEMPERATURE = range(_COLUMNS)
+_COLUMNS = 8
+_CAP, _FRACTION, _LIMITED, _MINIMUM, _ROOM, _TARGET, _TEMPERATURE, _SALT = range(_COLUMNS)
 
 
 class SlotLimits:
-    """Limits by slot, [S, 7] int64 on the device. They are staged on the host and copied together.
+    """Limits by slot, [S, 8] int64 on the device. They are staged on the host and copied together.
 
     Args:
         slots: number of slots; it grows where a higher one is written.
@@ -30,8 +30,9 @@ class SlotLimits:
         self._staged: dict[int, list[int]] = {}
         self._known: dict[int, RequestLimits] = {}
 
-    def write(self, slot: int, limits: RequestLimits) -> None:
-        """Stage the limits of the request that has the ``slot`` now."""
+    def write(self, slot: int, limits: RequestLimits, salt: int = 0) -> None:
+        """Stage the limits of the request that has the ``slot`` now; ``salt`` int64 stands for tokens before those that
+        are kept of it."""
         bits = np.array([limits.fraction, limits.temperature], dtype=np.float32).view(np.int32).tolist()
         self._known[slot] = limits
         self._staged[slot] = [
@@ -42,6 +43,7 @@ class SlotLimits:
             limits.room,
             int(limits.target),
             bits[1],
+            salt,
         ]
 
     def flush(self) -> None:
@@ -79,6 +81,8 @@ class SlotRows:
         )
         #: [B, 1] float32, of the sampling that follows.
         self.temperatures = temperatures[:, None]
+        #: [B] int64, of the tokens before those that are kept.
+        self.salts = table[:, _SALT]
         self.budgets = SimpleNamespace(needs_prediction=any(r.needs_prediction for r in requests))
         self.has_minimum = any(r.minimum > 0 for r in requests)
         self.has_target = any(r.target for r in requests)

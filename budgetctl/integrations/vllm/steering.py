@@ -67,7 +67,7 @@ class EngineController(BudgetController):
         self._warmth = rows.temperatures
         self.prompt_length = width - (lengths - prompts)
         self.by_slot.slots = slots
-        self._slot_reader.padding = width - lengths
+        self._slot_reader.padding, self._slot_reader.salts = width - lengths, rows.salts
         return self(input_ids, scores)
 
     def _temperature(self, rows: int, device: torch.device) -> float | torch.Tensor:

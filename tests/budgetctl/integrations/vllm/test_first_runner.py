@@ -90,7 +90,8 @@ def test_a_request_has_the_scores_that_it_has_alone(
     processor = processor_for(d, boundaries, model)
     rng = Random(seed)
     kinds = [data.draw(limits(d, forecast=steer)) for _ in range(4)]
-    texts = [data.draw(prompts(d)) or [USER] for _ in range(4)]
+    earlier = rng.choices(range(18), k=40)  # of which not all is kept, markers and headers in it
+    texts = [rng.choice(([], earlier)) + (data.draw(prompts(d)) or [USER]) for _ in range(4)]
     generator = torch.Generator().manual_seed(seed)
     batch, away, started = Batch(), [], 0
     for _ in range(STEPS):
@@ -166,6 +167,22 @@ def test_a_row_that_is_taken_over_without_a_word_has_no_limit(markers: Any, boun
     assert processor.apply(logits[:2].clone()).isneginf().any(1).tolist() == [False, True]
     processor.update_state(Update(1, removed=[1]))
     assert torch.equal(processor.apply(logits[:1]), logits[:1])
+
+
+def test_a_prediction_is_of_the_whole_conversation(markers: Any, boundaries: Any, forecast: Any) -> None:
+    """Two requests with the same last turn, the second sent back inside a thought that the prompt has begun."""
+    d = markers["opened by the template"]
+    turn = [USER, *d.turn_start_ids, *d.open_ids, *d.lead_ids]
+    histories = ([5] * 40, [6] * 40)
+    processor = processor_for(d, boundaries, forecast)
+    params = sampling(400, effort=0.5)
+    processor.update_state(Update(1, added=[(0, params, histories[0] + turn, [])]))
+    processor.apply(torch.randn(1, 18, dtype=torch.float64, generator=torch.Generator().manual_seed(3)))
+    logits = torch.randn(1, 18, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
+    fresh = processor_for(d, boundaries, forecast)
+    for kept in (processor, fresh):
+        kept.update_state(Update(1, added=[(0, params, histories[1] + turn + [5, 6], [])]))
+    assert torch.equal(processor.apply(logits.clone()), fresh.apply(logits.clone()))
 
 
 def test_tokens_that_are_taken_back_are_read_again(markers: Any, boundaries: Any) -> None:
