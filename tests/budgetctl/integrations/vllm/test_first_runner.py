@@ -173,7 +173,7 @@ def test_a_prediction_is_of_the_whole_conversation(markers: Any, boundaries: Any
     """Two requests with the same last turn, the second sent back inside a thought that the prompt has begun."""
     d = markers["opened by the template"]
     turn = [USER, *d.turn_start_ids, *d.open_ids, *d.lead_ids]
-    histories = ([5] * 40, [6] * 40)
+    histories = ([5] * 20 + [6] * 20, [6] * 40)
     processor = processor_for(d, boundaries, forecast)
     params = sampling(400, effort=0.5)
     processor.update_state(Update(1, added=[(0, params, histories[0] + turn, [])]))
