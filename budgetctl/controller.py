@@ -141,6 +141,8 @@ class BudgetController(LogitsProcessor):
         self._temperatures: dict[tuple[int, torch.device], torch.Tensor] = {}
         self.predictions = PredictionTable()
         self.close_log = CloseLog()
+        #: Whether it is noted for a report how each close came about.
+        self.keeps_log = True
 
     @property
     def strength(self) -> float:
@@ -299,18 +301,19 @@ class BudgetController(LogitsProcessor):
             steered = self.steps.headings(
                 steered, scores, input_ids, reading, now, free, left, self.boundaries, temperature
             )
-        noted = active if minimum is None else active | minimum.too_short
-        record_close(
-            self.close_log,
-            torch.where(noted, reading.total ^ limits.salt, 0),
-            scores,
-            steered,
-            closing_ids,
-            forced,
-            temperature,
-            exits,
-            greedy=self.greedy,
-        )
+        if self.keeps_log:
+            noted = active if minimum is None else active | minimum.too_short
+            record_close(
+                self.close_log,
+                torch.where(noted, reading.total ^ limits.salt, 0),
+                scores,
+                steered,
+                closing_ids,
+                forced,
+                temperature,
+                exits,
+                greedy=self.greedy,
+            )
         return force_tokens(steered, forced, forced_ids)
 
     def _temperature(self, rows: int, device: torch.device) -> float | torch.Tensor:

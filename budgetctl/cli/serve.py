@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+from enum import Enum
 from typing import Annotated
 
 import typer
@@ -11,6 +12,13 @@ import typer
 from budgetctl.cli.options import Device, Model, Predictor
 from budgetctl.cli.render import out
 from budgetctl.errors import BudgetctlError
+
+
+class Engine(str, Enum):
+    """What runs the model."""
+
+    transformers = "transformers"
+    vllm = "vllm"
 
 
 def serve(
@@ -21,13 +29,36 @@ def serve(
         int, typer.Option(help="Port to listen on; 0 takes a free one.", min=0, max=65535)
     ] = 8000,
     device: Device = None,
+    engine: Annotated[Engine, typer.Option(help="What runs the model.")] = Engine.transformers,
+    others: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[-- OPTIONS OF VLLM SERVE]", help="With --engine vllm, passed on as they are."
+        ),
+    ] = None,
 ) -> None:
     """Serve a model by OpenAI's chat-completions interface, with reasoning_effort and thinking_budget."""
+    if engine is Engine.vllm:
+        from budgetctl.cli.serve_vllm import serve_with_vllm
+
+        serve_with_vllm(model, predictor, host, port, device, others or [])
+    elif others:
+        raise BudgetctlError(
+            f"{others[0]!r} is no option of the transformers engine: expected options of vllm serve with --engine vllm alone; drop it"
+        )
+    else:
+        serve_with_transformers(model, predictor, host, port, device)
+
+
+def serve_with_transformers(
+    model: str | None, predictor: str | None, host: str, port: int, device: str | None
+) -> None:
+    """Serve by transformers' continuous batching until interrupted."""
     try:
         import uvicorn
 
+        from budgetctl.integrations.serve import engine as transformers_engine
         from budgetctl.integrations.serve.app import build_app
-        from budgetctl.integrations.serve.engine import Engine
     except ImportError as error:
         raise BudgetctlError(
             f"serving needs a package that is not here ({error}): expected the extra `serve`; "
@@ -40,7 +71,7 @@ def serve(
         artifact = load.open_predictor(model, predictor)
         loaded = load.open_model(model, artifact, load.choose_device(device))
         installation = install(loaded.model, loaded.tokenizer, artifact)
-        engine = Engine(installation, model or "budgetctl-reasoner")
+        engine = transformers_engine.Engine(installation, model or "budgetctl-reasoner")
         address = f"http://{host}:{listening.getsockname()[1]}/v1"
         out().print(f"serving {engine.name} at {address} (Ctrl-C stops it)", soft_wrap=True)
         server = uvicorn.Server(uvicorn.Config(build_app(engine), log_level="warning", ws="none"))

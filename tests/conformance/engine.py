@@ -1,4 +1,4 @@
-"""How an engine is asked, and transformers' decoding modes as engines."""
+"""Transformers' decoding modes as engines."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import xgrammar
@@ -20,41 +20,12 @@ from budgetctl.integrations.continuous_batching import report_outputs
 from budgetctl.integrations.transformers import Installation, install
 from budgetctl.predictors.artifact import PredictorArtifact, describe_model
 from budgetctl.structured import StructuredAnswer
-from budgetctl.telemetry import ThoughtReport
 from tests.conformance.cases import Case
+from tests.conformance.interface import Engine, Row
 from tests.conformance.model import EOS, PAD, VOCAB, short_thoughts, thinking_qwen3, word_tokenizer
 
 #: The answer that the grammar of the structured case allows: two or three of these words, then the end.
 GRAMMAR = 'root ::= "<21>" "<22>" "<21>"?'
-
-
-@dataclass(frozen=True)
-class Row:
-    """One generated sequence: the prompt it answers, its new ids (padding cut), its report (None without budgetctl)."""
-
-    prompt: int
-    new_ids: list[int]
-    report: ThoughtReport | None
-
-
-class Engine(Protocol):
-    """One way to decode.
-
-    ``can`` are the needs of cases that it can meet. ``draws`` says that tokens are drawn, so that rows share the noise
-    of their batch; ``follows_greedy`` that it writes what greedy decoding writes; ``alone`` that it takes one prompt at
-    a time; ``stops_at`` that a row ends after so many tokens.
-    """
-
-    name: str
-    can: frozenset[str]
-    draws: bool
-    follows_greedy: bool
-    alone: bool
-    stops_at: int | None
-
-    def run(self, case: Case, *, limited: bool, rows: list[int] | None = None) -> list[Row]:
-        """Answer the case's prompts (or some of them); without ``limited`` as if budgetctl were not there."""
-        ...
 
 
 @cache

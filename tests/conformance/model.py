@@ -12,7 +12,7 @@ VOCAB, HIDDEN = 40, 32
 PAD, EOS, LINE, STOP, DIGIT, OPEN, TOOL = 0, 1, 2, 3, 4, 10, 20
 
 
-def thinking_qwen3(seed: int = 0, spread: float = 0.02) -> Qwen3ForCausalLM:
+def thinking_qwen3(seed: int = 0, spread: float = 0.02, head_dim: int = 16) -> Qwen3ForCausalLM:
     """Random weights in float64; markers are likely tokens, and begun ones are often gone on with. With a large
     ``spread`` of the weights the layers weigh more, and what is written depends on the whole prefix."""
     torch.manual_seed(seed)
@@ -24,7 +24,7 @@ def thinking_qwen3(seed: int = 0, spread: float = 0.02) -> Qwen3ForCausalLM:
         num_hidden_layers=2,
         num_attention_heads=2,
         num_key_value_heads=1,
-        head_dim=16,
+        head_dim=head_dim,
         tie_word_embeddings=False,
         bos_token_id=None,
         eos_token_id=EOS,

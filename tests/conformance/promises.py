@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from tests.conformance.cases import CLOSE, Case
-from tests.conformance.engine import Row
+from tests.conformance.interface import Row
 from tests.conformance.model import EOS, OPEN, TOOL
 
 
