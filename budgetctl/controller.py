@@ -60,7 +60,8 @@ class BudgetController(LogitsProcessor):
         early_exit: ends the thought where the answer is already there; costs a host sync a step, and its probes.
         guidance_strength: overrides the predictor's default; 0 turns steering off.
         guided_steps: ``every`` step, only the first token of a ``line``, or only the ``first`` token of the thought.
-        temperature: of the sampling that follows; guidance acts on the sampled distribution alike at any value.
+        temperature: of the sampling that follows; guidance acts on the sampled distribution alike at any value. For
+            greedy decoding give :data:`budgetctl.guidance.GREEDY_TEMPERATURE`.
         greedy: decoding takes the most likely token (only used to tell natural closes from steered ones).
 
     The knobs from ``effort`` to ``target_tolerance`` and ``temperature`` are one value for all prompts or a sequence

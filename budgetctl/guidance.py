@@ -19,4 +19,23 @@ from budgetctl.kernels.reference import (
     interval_fit,
 )
 
-__all__ = ["CLOSE_SHARE", "HOPELESS_FIT", "LIKELY_SHARE", "guidance_push", "interval_fit"]
+__all__ = [
+    "CLOSE_SHARE",
+    "GREEDY_TEMPERATURE",
+    "HOPELESS_FIT",
+    "LIKELY_SHARE",
+    "guidance_push",
+    "guided_temperature",
+    "interval_fit",
+]
+
+#: What guidance takes greedy decoding for. In the limit of temperature 0 Bayes' rule moves no choice, since the likeliest
+#: token is then certain; at 1 it takes thoughts to be as varied as sampled ones, and changes tokens that were in time.
+GREEDY_TEMPERATURE = 0.125
+
+
+def guided_temperature(temperature: float | None, sampled: bool = True) -> float:
+    """The temperature that guidance acts on, where decoding is by ``temperature`` (None or 0: as ``sampled`` says)."""
+    if not sampled or temperature == 0:
+        return GREEDY_TEMPERATURE
+    return 1.0 if temperature is None else float(temperature)

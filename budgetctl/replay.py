@@ -121,7 +121,7 @@ class _Steps:
             width = start + offset
             prefix = self.ids[None, :width].expand(self.requests, -1)
             guided = controller(prefix, scores.expand(self.requests, -1))[self.request]
-            temperature = controller.temperature
+            temperature = 1.0 if controller.greedy else controller.temperature
             if not isinstance(temperature, int | float):
                 temperature = torch.as_tensor(temperature).reshape(-1)[self.request].item()
             before, after = ((x.double() / temperature).log_softmax(0) for x in (scores, guided))

@@ -30,6 +30,7 @@ from budgetctl.evals.runner import Record, ask, chat_prompts, kept_records
 from budgetctl.evals.testbed import natural_records
 from budgetctl.evals.tradeoff import method_records
 from budgetctl.exit_probe import ExitProbe
+from budgetctl.guidance import guided_temperature
 from budgetctl.reasoner.tasks import Question, take_questions
 from budgetctl.trial_answer import AnswerTexts
 
@@ -68,7 +69,7 @@ def exit_records(
             prompt_length=width,
             early_exit=probe,
             greedy=seeds is None,
-            temperature=temperature,
+            temperature=guided_temperature(temperature, seeds is not None),
         )
 
     records = ask(

@@ -23,6 +23,7 @@ from budgetctl.evals.metrics import bootstrap_mean, paired_difference
 from budgetctl.evals.output import progress_bar, write_text
 from budgetctl.evals.runner import Record, ask, kept_records
 from budgetctl.evals.testbed import natural_records
+from budgetctl.guidance import guided_temperature
 from budgetctl.reasoner.tasks import take_questions
 
 SHARES = "0.25,0.5,0.75,1.0"
@@ -50,7 +51,7 @@ def method_records(
             prompt_length=width,
             guidance_strength=strength if steered else None,
             greedy=seeds is None,
-            temperature=temperature,
+            temperature=guided_temperature(temperature, seeds is not None),
         )
 
     return ask(

@@ -18,6 +18,7 @@ from budgetctl.cli.requests import Request, Settings
 from budgetctl.controller import BudgetController
 from budgetctl.evals.load import LoadedModel
 from budgetctl.exit_probe import ProbeCost
+from budgetctl.guidance import guided_temperature
 from budgetctl.kv.held import cache_bytes
 from budgetctl.plan.knob import follow_plans, write_notes
 from budgetctl.sampling import SeededSampler
@@ -173,7 +174,7 @@ def _controller(
         "target_tolerance": [r.target_tolerance for r in requests],
         "max_new_tokens": settings.max_new_tokens,
         "answer_reserve": settings.answer_reserve,
-        "temperature": temperature or 1.0,
+        "temperature": guided_temperature(temperature),
         "greedy": temperature == 0,
     }
     if not steered:

@@ -21,6 +21,7 @@ from transformers.generation.continuous_batching.cb_logits_processors import (
 
 from budgetctl.controller import BudgetController
 from budgetctl.errors import BudgetError
+from budgetctl.guidance import guided_temperature
 from budgetctl.integrations.batching_support import PLAN_KNOBS, REQUEST_KNOBS
 from budgetctl.integrations.request_table import KEPT, PastMemory, RequestTable, SlotMemory, to_device
 from budgetctl.plan.knob import one_plan
@@ -176,9 +177,9 @@ class BatchedBudgets(ContinuousBatchingLogitsProcessor):
             constants[name] = getattr(self._config, name, None) if value is None else value
         constants["plan"] = one_plan(constants["plan"])
         sampled = bool(self._config.do_sample)
-        warmth = knobs.get("temperature", self._config.temperature)
-        constants["temperature"] = warmth if sampled and warmth else 1.0
-        constants["greedy"] = not sampled or knobs.get("top_k", self._config.top_k) == 1
+        warmth: Any = knobs.get("temperature", self._config.temperature)
+        greedy = not sampled or knobs.get("top_k", self._config.top_k) == 1
+        constants |= {"greedy": greedy, "temperature": guided_temperature(warmth or None, not greedy)}
         return constants
 
     def _limited(self, constants: Mapping[str, object]) -> bool:

@@ -29,6 +29,7 @@ from budgetctl.controller import BudgetController
 from budgetctl.delimiters import ThinkingDelimiters, find_delimiters
 from budgetctl.errors import BudgetctlError, BudgetError
 from budgetctl.forecast import LengthForecast
+from budgetctl.guidance import guided_temperature
 
 if TYPE_CHECKING:
     CustomLogitProcessor: Any = object
@@ -144,7 +145,7 @@ class SglangBudgets:
             own = {name: params.get(name) for name in KNOBS}
             constants.append(own | {"max_new_tokens": sampling.max_new_tokens})
             takes_best = sampling.top_k == 1 or sampling.temperature == 0  # SGLang writes 0 as top_k 1
-            temperatures.append(1.0 if takes_best else float(sampling.temperature))
+            temperatures.append(guided_temperature(sampling.temperature, not takes_best))
             greedy = greedy and takes_best
         asked = (constants, temperatures, greedy)
         if self._controller is None or asked != self._asked:

@@ -27,6 +27,7 @@ from budgetctl.errors import BudgetctlError, BudgetError, PredictorError
 from budgetctl.exit_probe import ExitProbe
 from budgetctl.extension import Extension
 from budgetctl.forecast import NATURAL_COVERAGE, LengthForecast
+from budgetctl.guidance import guided_temperature
 from budgetctl.integrations import batching_support as batching
 from budgetctl.integrations.callback import OnReport, ReportCallback
 from budgetctl.integrations.kv_hooks import KV_KNOBS, begin_cache, keep_attention
@@ -37,6 +38,7 @@ from budgetctl.predictors.artifact import PredictorArtifact, check_model, load_p
 from budgetctl.predictors.calibrate import level_for
 from budgetctl.predictors.hidden_state import LogitsHiddenState, recovery_error
 from budgetctl.raw_logits import RawLogits
+from budgetctl.sampling import SeededSampler
 from budgetctl.structured import KeepAlive
 from budgetctl.telemetry import ThoughtReport, report_sequences
 from budgetctl.trial_answer import AnswerTexts
@@ -125,7 +127,7 @@ class Installation:
         settings: dict[str, Any] = {name: getattr(config, name, None) for name in batching.REQUEST_KNOBS}
         length = config.max_length
         settings["max_new_tokens"] = None if length is None else max(length - prompt_length, 0)
-        settings["temperature"] = config.temperature if sampled and config.temperature else 1.0
+        settings["temperature"] = guided_temperature(config.temperature or None, sampled)
         settings["greedy"] = not sampled
         plan, notes = (rows.pop(name, getattr(config, name, None)) for name in batching.PLAN_KNOBS)
         controller = BudgetController(
@@ -278,7 +280,10 @@ def _with_controller(installation: Installation) -> Callable[..., LogitsProcesso
                     "give input_ids too",
                 )
             prompts = 1 if encoder_input_ids is None else encoder_input_ids.shape[0]
-            controller = installation.controller_for(generation_config, input_ids_seq_length, prompts)
+            # With this sampler the likeliest token of the noisy logits is a sample.
+            sampler = next((one for one in processors if isinstance(one, SeededSampler)), None)
+            rows = {} if sampler is None else {"greedy": False, "temperature": sampler.temperature}
+            controller = installation.controller_for(generation_config, input_ids_seq_length, prompts, **rows)
             copies = max(generation_config.num_beams, generation_config.num_return_sequences)
             cache = begin_cache(
                 self,

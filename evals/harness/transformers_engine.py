@@ -19,6 +19,7 @@ from budgetctl.evals.harness.knobs import knobs_of_rows
 from budgetctl.evals.harness.method import Completion
 from budgetctl.evals.harness.watching import StartForecast, StopAfter, Watched, WatchedCut, end_of
 from budgetctl.evals.load import LoadedModel
+from budgetctl.guidance import guided_temperature
 from budgetctl.integrations.kv_hooks import begin_cache
 from budgetctl.kv.held import cache_bytes
 from budgetctl.sampling import SeededSampler
@@ -135,7 +136,7 @@ class TransformersEngine:
         self, knobs: Mapping[str, Any], width: int, rows: int, max_new_tokens: int, greedy: bool
     ) -> BudgetController:
         config = self._config(knobs, width + max_new_tokens)
-        temperature = 1.0 if greedy else self.temperature
+        temperature = guided_temperature(self.temperature, not greedy)
         return self.loaded.installation.controller_for(
             config, width, rows, greedy=greedy, temperature=temperature
         )

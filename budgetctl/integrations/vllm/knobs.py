@@ -9,6 +9,7 @@ from typing import Any
 from budgetctl.budget import NO_CAP
 from budgetctl.checks import check_temperature, shown
 from budgetctl.errors import BudgetError
+from budgetctl.guidance import guided_temperature
 from budgetctl.integrations.batching_support import CALL_KNOBS, REQUEST_KNOBS
 from budgetctl.limits import RowLimits
 
@@ -78,7 +79,7 @@ class RequestLimits:
         minimum: tokens before which the thought is not closed.
         room: new tokens before the close must begin, ``NO_CAP`` for no such limit.
         target: ``minimum`` and ``cap`` are the two ends of a target.
-        temperature: of the sampling that follows, 1 for none.
+        temperature: that guidance acts on.
         needs_prediction: ``fraction`` is one of a predicted length.
     """
 
@@ -122,6 +123,6 @@ def limits_of(sampling_params: Any, close_tokens: int, most_new_tokens: int | No
         minimum=int(rows.minimum[0]),
         room=min(int(rows.room[0]), NO_CAP),
         target=bool(rows.target[0]),
-        temperature=float(sampling_params.temperature or 1.0),
+        temperature=guided_temperature(sampling_params.temperature),
         needs_prediction=budget.effort.needs_prediction,
     )

@@ -60,7 +60,7 @@ def test_a_run_and_its_directory(run: Run, tmp_path: Path, finished: list[tuple[
     assert about["configuration"]["methods"] == ["full", "hard-cut", "budgetctl"]
     assert {"python", "torch", "transformers", "budgetctl"} <= set(about["versions"])
     assert {"git_revision", "device", "cpus", "command", "seeds", "started"} <= set(about)
-    assert about["command"].startswith("budgetctl ")
+    assert about["command"].startswith("budgetctl")
 
     # Again: nothing is left to do, and no model is needed.
     before = (tmp_path / RECORDS).read_bytes()

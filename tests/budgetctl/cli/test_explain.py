@@ -57,7 +57,7 @@ def step(position: int, **changed: Any) -> StepTrace:
 
 
 def explanation(steps: list[StepTrace], close: str = "natural") -> Explanation:
-    told = Answer("Why?", "x", "y", "x y", len(steps), 1, 10, 12.0, close, False, 2.0, 0.1)
+    told = Answer("Why?", "x", "y", "x y", len(steps), 1, 10, 12.0, close, False, 2.0, 0, 0.1)
     return Explanation(told, "low", None, steps)
 
 

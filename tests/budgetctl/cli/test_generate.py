@@ -27,6 +27,7 @@ FIELDS = {
     "leaked",
     "guidance_strength",
     "kv_peak_bytes",
+    "note_tokens",
     "seconds",
 }
 

@@ -93,7 +93,13 @@ def test_an_answer_is_protected_from_its_first_token(reasoner: Any, monkeypatch:
     monkeypatch.setattr(BudgetCache, "begin_answer", noted)
     inputs = encode(tokenizer, 6, level=9)
     found = model.generate(
-        **inputs, kv_budget=64, kv_policy="window", effort="medium", max_new_tokens=200, do_sample=False
+        **inputs,
+        kv_budget=64,
+        kv_policy="window",
+        effort="medium",
+        guidance_strength=16,  # thoughts of several lengths, so that no answer ends the batch before a look at it
+        max_new_tokens=200,
+        do_sample=False,
     )
     reports = installation.reports(found)
     mask, cache = inputs["attention_mask"], installation.cache

@@ -8,6 +8,7 @@ import pytest
 
 from budgetctl.budget import NO_CAP
 from budgetctl.errors import BudgetError
+from budgetctl.guidance import GREEDY_TEMPERATURE
 from budgetctl.integrations.vllm.knobs import check_request, limits_of, read_knobs
 from tests.budgetctl.integrations.vllm.fakes import Update, processor_for, sampling
 
@@ -54,7 +55,7 @@ def test_limits() -> None:
     found = limits_of(sampling(100, 0.0, thinking_budget=9, effort="low", answer_reserve=20), 2)
     assert (found.cap, found.fraction, found.limited, found.room) == (9, 0.25, True, 78)
     assert found.needs_prediction
-    assert found.temperature == 1.0
+    assert found.temperature == GREEDY_TEMPERATURE
     free = limits_of(sampling(100), 2)
     assert (free.cap, free.asked, free.minimum) == (NO_CAP, False, 0)
     assert limits_of(sampling(None, min_thinking_tokens=3), 2).asked

@@ -58,8 +58,7 @@ def test_the_embedded_reasoner(monkeypatch: pytest.MonkeyPatch) -> None:
         assert own.natural_level == other.natural_level
         assert own.guidance_strength == other.guidance_strength
     found, wanted = served.forecast.outlook(logits), installed.forecast.outlook(logits)
-    torch.testing.assert_close(found.concentration, wanted.concentration)
-    torch.testing.assert_close(found.rate, wanted.rate)
+    torch.testing.assert_close(found.parameters, wanted.parameters)
     assert served.rounding_error is not None
     assert served.rounding_error < 1e-4
 
