@@ -134,16 +134,18 @@ class DecayedMax(Policy):
 
 @dataclass(frozen=True)
 class DiverseMax(Policy):
-    """The default: attention and novelty, i / mean(i) + ``novelty`` x d / mean(d), means over the head's keys.
+    """The default: attention and novelty, i / mean(i) + ``novelty`` r^3 d / mean(d), means over the head's keys.
 
     i is the importance of :class:`DecayedMax` without the value, d = 1 - cosine of the key to the mean direction of the
-    head's keys (as KeyDiff, arXiv 2504.15364). Attention alone gives up what has not been looked at lately, even where
-    it stands for nothing else in the cache and will be needed once; novelty alone gives up what is looked at all the
-    time. R-KV (arXiv 2505.24133) adds the two as well, from a window and with every pair of keys.
+    head's keys (as KeyDiff, arXiv 2504.15364), r the share of the tokens seen that the head has slots for. Attention alone
+    gives up what has not been looked at lately, even where it stands for nothing else in the cache and will be needed
+    once; novelty alone gives up what is looked at all the time. While most tokens are kept, novelty decides; the fewer
+    are, the more attention does. R-KV (arXiv 2505.24133) adds the two as well, with one weight, from a window and with
+    every pair of keys.
     """
 
     decay: float = 0.97
-    novelty: float = 3.0
+    novelty: float = 100.0
     usual_interval: ClassVar[int] = 4
 
     def __post_init__(self) -> None:
@@ -165,7 +167,9 @@ class DiverseMax(Policy):
         means = [
             part.masked_fill(empty, 0.0).sum(2, keepdim=True).div(count).clamp(min=tiny) for part in parts
         ]
-        return parts[0] / means[0] + self.novelty * parts[1] / means[1]
+        kept = (state.sizes / state.lengths.clamp(min=1)).clamp(max=1.0).to(parts[0].dtype)
+        weight = (self.novelty * kept**3)[:, :, None]
+        return parts[0] / means[0] + weight * parts[1] / means[1]
 
 
 @dataclass(frozen=True)

@@ -86,7 +86,8 @@ def by_importance_and_difference(heads: list[Held]) -> list[dict[int, float]]:
     for held, same in zip(heads, by_difference(heads), strict=True):
         usual = np.mean([e.importance for e in held.values()])
         apart = np.mean([1 + same[p] for p in held])
-        found.append({p: e.importance / usual + 3 * (1 + same[p]) / apart for p, e in held.items()})
+        weight = 100 * (len(held) / (max(held) + 1)) ** 3  # slots are full, and hold the latest token
+        found.append({p: e.importance / usual + weight * (1 + same[p]) / apart for p, e in held.items()})
     return found
 
 
