@@ -174,7 +174,7 @@ def test_the_forecast_is_the_same_by_hook_by_logits_and_in_the_engine(engine: An
 
     def listen(scores: torch.Tensor, own_logits: bool = False) -> Any:
         found = outlook(scores, own_logits)
-        heard.append(torch.stack([found.concentration, found.rate], 1).clone())
+        heard.append(torch.stack(found.parameters, 1).clone())
         return found
 
     inside.outlook = listen
@@ -191,7 +191,7 @@ def test_the_forecast_is_the_same_by_hook_by_logits_and_in_the_engine(engine: An
         with torch.no_grad(), HookHiddenState(model) as hook:
             logits = model(torch.tensor([prefix])).logits[:, -1]
         found = forecast.outlook(logits)
-        by_logits.append(torch.stack([found.concentration, found.rate], 1))
+        by_logits.append(torch.stack(found.parameters, 1))
         by_hook.append(torch.stack(forecast.predictor.state_parameters(hook.hidden), 1))
     exact = torch.cat(by_hook)
     assert exact.std(0).min() > 0.05, "prefixes of one kind: nothing is compared"
