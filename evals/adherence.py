@@ -23,6 +23,7 @@ from budgetctl.controller import BudgetController
 from budgetctl.evals.load import LoadedModel, load_model
 from budgetctl.evals.output import progress_bar, write_text
 from budgetctl.evals.runner import Record, ask, kept_records
+from budgetctl.guidance import guided_temperature
 from budgetctl.reasoner.tasks import Question, take_questions
 
 
@@ -49,6 +50,7 @@ def budgeted_records(
             max_new_tokens=max_new_tokens,
             answer_reserve=answer_reserve,
             greedy=seeds is None,
+            temperature=guided_temperature(1.0, seeds is not None),
         )
 
     return ask(
