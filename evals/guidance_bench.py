@@ -10,7 +10,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -59,29 +59,42 @@ class Timing:
         return asdict(self)
 
 
+class GuidedRows(NamedTuple):
+    """What guidance is told of its rows, in a controller by the state of the thought: [B] ``action`` and ``left``, the
+    tokens left; [B, 1] ``closing`` ids."""
+
+    action: torch.Tensor
+    left: torch.Tensor
+    closing: torch.Tensor
+
+    @classmethod
+    def of(cls, left: torch.Tensor) -> GuidedRows:
+        """All of them thinking, with ``left`` [B] tokens left."""
+        return cls(torch.full_like(left, Action.GUIDE), left, torch.full_like(left, CLOSE)[:, None])
+
+
 def guide(
-    forecast: LengthForecast, scores: torch.Tensor, left: torch.Tensor, k: int, tail: str = "exact"
+    forecast: LengthForecast, scores: torch.Tensor, rows: GuidedRows, k: int, tail: str = "exact"
 ) -> torch.Tensor:
-    """Guided logits [B, V] from logits [B, V] of rows that have ``left`` [B] tokens left: recovery of the state, likely
-    tokens, row state, and the guidance of the device (the kernel on CUDA)."""
-    return _guide(gamma_guidance, forecast, scores, left, k, tail)
+    """Guided logits [B, V] from logits [B, V]: recovery of the state, likely tokens, row state, and the guidance of the
+    device (the kernel on CUDA)."""
+    return _guide(gamma_guidance, forecast, scores, rows, k, tail)
 
 
 def guide_by_reference(
-    forecast: LengthForecast, scores: torch.Tensor, left: torch.Tensor, k: int
+    forecast: LengthForecast, scores: torch.Tensor, rows: GuidedRows, k: int
 ) -> torch.Tensor:
     """The same in plain PyTorch on any device."""
-    return _guide(reference.gamma_guidance, forecast, scores, left, k, "exact")
+    return _guide(reference.gamma_guidance, forecast, scores, rows, k, "exact")
 
 
 def _guide(
-    function: Any, forecast: LengthForecast, scores: torch.Tensor, left: torch.Tensor, k: int, tail: str
+    function: Any, forecast: LengthForecast, scores: torch.Tensor, rows: GuidedRows, k: int, tail: str
 ) -> torch.Tensor:
     outlook = forecast.outlook(scores, own_logits=True)
     top, ids = top_candidates(scores, min(k, scores.shape[1]))
-    closing = torch.full_like(left, CLOSE)[:, None]
-    rows = pack_rows(torch.full_like(left, Action.GUIDE), left, closing, strength=2.0)
-    guided: torch.Tensor = function(scores, outlook.features, forecast.head, top, ids, rows, tail=tail)[0]
+    state = pack_rows(rows.action, rows.left, rows.closing, strength=2.0)
+    guided: torch.Tensor = function(scores, outlook.features, forecast.head, top, ids, state, tail=tail)[0]
     return guided
 
 
@@ -100,6 +113,7 @@ def methods(subject: Subject, batch: int, thinking_tokens: int, steps: int, k: i
     last = ids.tolist()
     budget = 2 * (thinking_tokens + steps)
     left = torch.full((batch,), budget // 2, device=device)
+    rows = GuidedRows.of(left)
     first = 3 + thinking_tokens
     common: dict[str, Any] = {"thinking_budget": budget, "prompt_length": 3}
     cut = BudgetController(DELIMITERS, **common)
@@ -108,19 +122,19 @@ def methods(subject: Subject, batch: int, thinking_tokens: int, steps: int, k: i
     ours, by_lines = (BudgetController(DELIMITERS, guided_steps=g, **common) for g in ("every", "line"))
     ours.first = by_lines.first = True
     forecast = subject.forecast
-    fast = torch.compile(lambda scores, left: guide(forecast, scores, left, k), dynamic=False)
+    fast = torch.compile(lambda scores, rows: guide(forecast, scores, rows, k), dynamic=False)
     dictionaries = DictBudgets([budget] * batch, (OPEN,), (CLOSE,))
     found: dict[str, Step] = {
         "hard cut": lambda i: cut(ids[:, : first + i], scores),
         "dict state machine": lambda i: dictionaries.step([row[first + i - 1] for row in last], scores),
-        "guidance": lambda i: guide(subject.forecast, scores, left, k),
-        "guidance, compiled": lambda i: fast(scores, left),
+        "guidance": lambda i: guide(subject.forecast, scores, rows, k),
+        "guidance, compiled": lambda i: fast(scores, rows),
         "controller": lambda i: ours(ids[:, : first + i], scores),
         "controller, by lines": lambda i: by_lines(ids[:, : first + i], scores),
     }
     if device.type == "cuda":
-        found["guidance, reference"] = lambda i: guide_by_reference(subject.forecast, scores, left, k)
-        found["guidance, CUDA graph"] = graphed(lambda: guide(subject.forecast, scores, left, k))
+        found["guidance, reference"] = lambda i: guide_by_reference(subject.forecast, scores, rows, k)
+        found["guidance, CUDA graph"] = graphed(lambda: guide(subject.forecast, scores, rows, k))
     if device.type == "cuda" or scores.numel() <= MOST_LOGITS:
         predictor = PublishedPredictor(subject.hidden, subject.vocab).eval().to(device)
         states = torch.randn(batch, subject.layers + 1, subject.hidden, device=device)

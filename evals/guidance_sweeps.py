@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from budgetctl.evals.guidance_bench import Timing, bench, guide, median_ms
-from budgetctl.evals.guidance_subjects import CLOSE, Subject, logits_alone
+from budgetctl.evals.guidance_bench import GuidedRows, Timing, bench, guide, median_ms
+from budgetctl.evals.guidance_subjects import Subject, logits_alone
 from budgetctl.kernels.candidates import top_candidates
 from budgetctl.kernels.gamma_guidance import gamma_guidance
-from budgetctl.kernels.row_state import Action, pack_rows
+from budgetctl.kernels.row_state import pack_rows
 
 LENGTHS = (128, 512, 2048, 8192, 32768)
 ROWS = (1, 4, 16, 64)
@@ -53,17 +53,18 @@ def _one(subject: Subject, method: str, rows: int, k: int, steps: int, seconds: 
 
 
 def _whole(subject: Subject, rows: int, k: int) -> Callable[[], object]:
-    scores, left = subject.logits(rows), torch.full((rows,), 100, device=subject.device)
-    return lambda: guide(subject.forecast, scores, left, k)
+    scores = subject.logits(rows)
+    guided = GuidedRows.of(torch.full((rows,), 100, device=subject.device))
+    return lambda: guide(subject.forecast, scores, guided, k)
 
 
 def _launch(subject: Subject, rows: int, k: int) -> Callable[[], object]:
     """The guidance function alone, candidates found, in place: only candidates and closing tokens are written."""
-    scores, left = subject.logits(rows), torch.full((rows,), 100, device=subject.device)
+    scores = subject.logits(rows)
     features = subject.forecast.outlook(scores, own_logits=True).features
     top, ids = top_candidates(scores, k)
-    closing = torch.full_like(left, CLOSE)[:, None]
-    state = pack_rows(torch.full_like(left, Action.GUIDE), left, closing, strength=2.0)
+    action, left, closing = GuidedRows.of(torch.full((rows,), 100, device=subject.device))
+    state = pack_rows(action, left, closing, strength=2.0)
     return lambda: gamma_guidance(
         scores, features, subject.forecast.head, top, ids, state, tail="relative", out=scores
     )

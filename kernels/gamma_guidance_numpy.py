@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy.special import gammainc
 
 from budgetctl.kernels.host_reads import may_look
 from budgetctl.kernels.log_gamma_cdf import log_gamma_cdf
@@ -78,20 +79,23 @@ def gamma_guidance(
     action = state[:, ACTION]
     guided = action == _GUIDE
     others = np.count_nonzero(guided) < count
-    added = np.zeros((count, k + state.shape[1] - CLOSING))
+    # Candidates, then the closing tokens: the close keeps its logit wherever it stands in the ranking.
+    spots = np.empty((count, k + state.shape[1] - CLOSING), np.int64)
+    spots[:, :k] = ids
+    spots[:, k:] = state[:, CLOSING:]
+    added = np.zeros(spots.shape)
     with np.errstate(all="ignore"):
         fit = _fit(features.numpy(), head, ids, state, interval)
-        rest = _push(candidate_scores.numpy(), ids, fit, state, added[:, :k])
+        rest = _push(candidate_scores.numpy(), spots, fit, state, added[:, :k])
     if tail == "relative":
         added -= rest
     if others:
         # Adding -0.0 leaves every number as it is, bit for bit.
         added, rest = (np.where(guided[:, None], part, -0.0) for part in (added, rest))
-    # The close keeps its logit wherever it stands in the ranking.
-    ids = np.concatenate([ids, state[:, CLOSING:]], 1, dtype=np.int64, casting="unsafe")
-    at = np.arange(count)[:, None]
+    if count > 1:
+        spots += np.arange(0, before.size, before.shape[1])[:, None]
     # Before anything is written: ``out`` may be ``logits``.
-    added += before[at, ids]
+    added += before.take(spots)
     if tail == "relative":
         result = logits.clone() if out is None else out if out is logits else out.copy_(logits)
         after = result.numpy()
@@ -101,7 +105,7 @@ def gamma_guidance(
     else:
         after = before + rest.astype(before.dtype)
         result = torch.from_numpy(after)
-    after[at, ids] = added
+    after.put(spots, added)
     double = features.dtype == torch.float64 or candidate_scores.dtype == torch.float64
     state_fit = fit[:, 0].astype(np.float64 if double else np.float32)
     if others:
@@ -123,9 +127,11 @@ def _fit(features: Array, head: GuidanceHead, ids: Array, state: Array, interval
     # [B, 2, 1 + k]: concentrations and rates lie together.
     both = np.empty((len(ids), 2, 1 + ids.shape[1]))
     both[:, :, 0] = by_state
-    moved = np.matmul(query, table.take(ids, axis=0).transpose(0, 2, 1))
-    np.add(moved, by_state[:, :, None], out=both[:, :, 1:])
-    softplus = np.log1p(np.exp(np.minimum(both, SOFTPLUS_IS_X)))
+    moved = np.matmul(table.take(ids, axis=0), query.transpose(0, 2, 1))
+    np.add(moved.transpose(0, 2, 1), by_state[:, :, None], out=both[:, :, 1:])
+    softplus = np.minimum(both, SOFTPLUS_IS_X)
+    np.exp(softplus, out=softplus)
+    np.log1p(softplus, out=softplus)
     np.maximum(softplus, both, out=softplus)
     softplus += head.floor
     concentration, rate = softplus[:, 0], softplus[:, 1]
@@ -140,21 +146,26 @@ def _fit(features: Array, head: GuidanceHead, ids: Array, state: Array, interval
 def _log_prob(concentration: Array, rate: Array, left: Array) -> Array:
     """[B, n] log P(L <= left + 1) of Gamma distributions of log(1 + L)."""
     bound = np.log(np.maximum(left, 0.0) + 2)
-    shape, z = torch.from_numpy(concentration), torch.from_numpy(rate * bound[:, None])
-    probability = torch.special.gammainc(shape, z).numpy()
+    z = rate * bound[:, None]
+    probability = gammainc(concentration, z)
     if np.count_nonzero(probability > LEAST_PROBABILITY) < probability.size:
-        return log_gamma_cdf(shape, z, 1.0).numpy()
+        return log_gamma_cdf(torch.from_numpy(concentration), torch.from_numpy(z), 1.0).numpy()
     found = np.log(probability, out=probability)
     return np.minimum(found, 0.0, out=found)
 
 
-def _push(scores: Array, ids: Array, fit: Array, state: Array, push: Array) -> Array:
-    """:func:`budgetctl.kernels.reference.guidance_push` for all rows: writes ``push`` [B, k], returns the tail [B, 1]."""
+def _push(scores: Array, spots: Array, fit: Array, state: Array, push: Array) -> Array:
+    """:func:`budgetctl.kernels.reference.guidance_push` for all rows: writes ``push`` [B, k], returns the tail [B, 1].
+
+    ``spots`` [B, k + c] are the candidates and the closing tokens.
+    """
     warmth, strength = state[:, TEMPERATURE, None], state[:, STRENGTH, None]
     by_state, of_candidates = fit[:, :1], fit[:, 1:]
-    closing = ids == state[:, CLOSING, None]
-    for column in range(CLOSING + 1, state.shape[1]):
-        closing |= ids == state[:, column, None]
+    k = scores.shape[1]
+    ids = spots[:, :k]
+    closing = ids == spots[:, k : k + 1]
+    for column in range(k + 1, spots.shape[1]):
+        closing |= ids == spots[:, column : column + 1]
     log_probs = scores / warmth
     closes = np.count_nonzero(closing) > 0
     others = log_probs
@@ -164,16 +175,14 @@ def _push(scores: Array, ids: Array, fit: Array, state: Array, push: Array) -> A
     highest = np.maximum.reduce(others, axis=1, keepdims=True)
     # No banned token is a likely one, even if all are banned.
     least = np.maximum(highest + _LIKELY, _LEAST)
-    likely = of_candidates.copy()
-    np.copyto(likely, -np.inf, where=others < least)
-    best = np.maximum.reduce(likely, axis=1, keepdims=True)
+    best = np.maximum.reduce(of_candidates, axis=1, keepdims=True, where=others >= least, initial=-np.inf)
     # A row whose only candidate is the close has nothing to weigh.
     np.copyto(best, by_state, where=best == -np.inf)
     if closes:
         close = np.where(closing, log_probs, -np.inf).max(1, keepdims=True)
         # A close that the model considers fits for certain, and is then the best there is.
         np.copyto(best, 0.0, where=close >= highest + _CLOSE)
-    scale = strength * warmth * _HOPELESS / np.maximum(-best, _HOPELESS)
+    scale = strength * warmth * -_HOPELESS / np.minimum(best, -_HOPELESS)
     np.multiply(of_candidates - best, scale, out=push)
     if closes:
         np.copyto(push, 0.0, where=closing)

@@ -7,6 +7,9 @@ in place of the hidden size d: K (n - d) fewer numbers to read at every step, an
 
 from __future__ import annotations
 
+from functools import cached_property
+from typing import Any
+
 import numpy as np
 import torch
 
@@ -59,21 +62,34 @@ class FoldedFeatures:
 
     def _on_host(self, scores: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
         """The same by NumPy, whose operations on few numbers cost less."""
+        weight, bias = self._arrays
         linear = self.source.linear(logits)
         values = array_of(linear)
-        with np.errstate(all="ignore"):
-            total = np.add.reduce(values, axis=1, keepdims=True)
-            present = total if linear is logits else np.add.reduce(array_of(logits), axis=1, keepdims=True)
-            centred = values - total / values.shape[1]
-            if centred.size * self.map.shape[1] <= SMALL_PRODUCT:
-                product = centred @ array_of(self.map)
-                product += array_of(self._folded_bias)
-                folded = torch.from_numpy(product).to(self.dtype)
-            else:
-                folded = self._folded(torch.from_numpy(centred))
-        if np.count_nonzero(np.isfinite(present)) == len(present):
-            return folded
-        return torch.where(torch.from_numpy(np.isfinite(present)), folded, self.through_hidden_state(scores))
+        total = np.add.reduce(values, axis=1, keepdims=True)
+        present = total if linear is logits else np.add.reduce(array_of(logits), axis=1, keepdims=True)
+        whole = np.isfinite(present)
+        banned = np.count_nonzero(whole) < len(whole)
+        if banned:
+            values = np.where(whole, values, 0)
+            total = np.where(whole, total, 0)
+        centred = values - total / values.shape[1]
+        if centred.size * weight.shape[1] <= SMALL_PRODUCT:
+            product = centred @ weight
+            product += bias
+            folded = torch.from_numpy(product)
+            folded = folded if folded.dtype == self.dtype else folded.to(self.dtype)
+        else:
+            folded = self._folded(torch.from_numpy(centred))
+        return (
+            torch.where(torch.from_numpy(whole), folded, self.through_hidden_state(scores))
+            if banned
+            else folded
+        )
+
+    @cached_property
+    def _arrays(self) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+        """The map and its bias as NumPy sees them, on the CPU; the same memory."""
+        return array_of(self.map), array_of(self._folded_bias)
 
     def _folded(self, centred: torch.Tensor) -> torch.Tensor:
         return torch.addmm(self._folded_bias, centred, self.map).to(self.dtype)

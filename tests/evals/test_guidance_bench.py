@@ -16,7 +16,15 @@ from budgetctl.cli.app import app
 from budgetctl.errors import BudgetctlError
 from budgetctl.evals import guidance_sweeps
 from budgetctl.evals.dict_budgets import DictBudgets
-from budgetctl.evals.guidance_bench import Timing, bench, guide, guide_by_reference, median_ms, published
+from budgetctl.evals.guidance_bench import (
+    GuidedRows,
+    Timing,
+    bench,
+    guide,
+    guide_by_reference,
+    median_ms,
+    published,
+)
 from budgetctl.evals.guidance_report import draw, tables
 from budgetctl.evals.guidance_subjects import (
     CLOSE,
@@ -95,9 +103,9 @@ def test_published_step(predictor: PublishedPredictor) -> None:
 
 def test_guidance_acts_where_room_is_short_and_keeps_the_close(subject: Subject) -> None:
     scores = subject.logits(3)
-    left = torch.tensor([0, 20, 10**6])
-    guided = guide(subject.forecast, scores, left, 64)
-    torch.testing.assert_close(guided, guide_by_reference(subject.forecast, scores, left, 64))
+    rows = GuidedRows.of(torch.tensor([0, 20, 10**6]))
+    guided = guide(subject.forecast, scores, rows, 64)
+    torch.testing.assert_close(guided, guide_by_reference(subject.forecast, scores, rows, 64))
     change = (guided - scores).abs()
     assert bool(guided.isfinite().all())
     assert float(change[1].max()) > 0.1 > float(change[2].max())
