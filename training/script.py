@@ -233,6 +233,7 @@ def main(arguments: type[MethodArguments], argv: Sequence[str] | None = None) ->
         raise SystemExit(2) from None
     if training.push_to_hub:
         trainer.push_to_hub(dataset_name=script.dataset_name)
+    trainer.close()
     # A process group left open can end the process with an error.
     trainer.accelerator.end_training()
 
