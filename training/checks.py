@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib.util import find_spec
 from itertools import pairwise
 from typing import Any
 
@@ -73,6 +74,19 @@ def check_block(rows: int, training: Any) -> None:
         raise TrainingError(
             f"per_device_train_batch_size x steps_per_generation = {share} rows a process: expected a multiple of the "
             f"{rows} rows of a thought; raise per_device_train_batch_size or gradient_accumulation_steps"
+        )
+
+
+def check_vllm(training: Any) -> None:
+    """vLLM is installed where it is to make the rollouts.
+
+    Raises:
+        TrainingError: when it is not.
+    """
+    if training.use_vllm and find_spec("vllm") is None:
+        raise TrainingError(
+            "use_vllm=True and vLLM is not installed: expected a release that TRL supports; pip install 'trl[vllm]', or "
+            "unset use_vllm"
         )
 
 

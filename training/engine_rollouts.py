@@ -32,15 +32,25 @@ def forced_by_engine(
     """
     length, answer_at = split_completion(completion, delimiters)
     end = len(completion) if answer_at is None else answer_at
+    ended = answer_at is None and bool(completion) and completion[-1] in eos_ids
+    if answer_at is None and not ended and end <= budget:
+        raise TrainingError(
+            f"the engine stopped after {end} tokens, inside a thought of at most {budget}: expected room for prompt, "
+            "thought and answer; raise vllm_max_model_length, or --max-model-len of the server"
+        )
+    length -= ended
     written = completion[budget:end]
     if answer_at is None:
-        if not completion or completion[-1] not in eos_ids or len(completion) > budget:
-            raise TrainingError(_unkept(len(completion), budget))
-        length, kind = end - 1, NONE
-    elif length > budget or (written and delimiters.forced_end_ids[-len(written) :] != written):
-        raise TrainingError(_unkept(length, budget))
+        kept_budget = ended and end <= budget
     else:
-        kind = FORCED if written else NATURAL
+        kept_budget = length <= budget and _goes_on(completion[:budget], written, delimiters.forced_end_ids)
+    if not kept_budget:
+        raise TrainingError(
+            f"the engine wrote a thought of {length} tokens under a budget of {budget} and not this trainer's close: "
+            "expected budget forcing with the same markers; start the server with --logits-processors "
+            "budgetctl.integrations.vllm:BudgetForcingLogitsProcessor"
+        )
+    kind = NONE if answer_at is None else FORCED if written else NATURAL
     kept = completion[: end + answer]
     reply = len(kept) - end
     return Rollout(
@@ -56,16 +66,11 @@ def forced_by_engine(
     )
 
 
-def _unkept(length: int, budget: int) -> str:
-    if length <= budget:
-        return (
-            f"the engine stopped after {length} tokens, inside a thought of at most {budget}: expected room for prompt, "
-            "thought and answer; raise vllm_max_model_length, or --max-model-len of the server"
-        )
-    return (
-        f"the engine let a thought run to {length} tokens, {budget} were allowed: expected budget forcing with the same "
-        "markers; start the server with --logits-processors budgetctl.integrations.vllm:BudgetForcingLogitsProcessor, "
-        "without transition_phrase"
+def _goes_on(thought: Tokens, written: Tokens, close: Tokens) -> bool:
+    """Whether ``written`` is ``close`` from where the end of the thought has it."""
+    return any(
+        written == close[begun : begun + len(written)] and thought[len(thought) - begun :] == close[:begun]
+        for begun in range(min(len(close), len(thought) + 1))
     )
 
 
