@@ -1,7 +1,9 @@
 """Tokens a second of rollouts by transformers and by vLLM, on a CPU: ``python -m budgetctl.evals.rl_rollouts``.
 
 Two trainers of each method roll out the same prompts of the embedded reasoner in turns, in one process; times are of
-the processor. Rows end by themselves, so that both engines have rows that ended and rows that go on. Prints Markdown.
+the processor. Rows end by themselves, so that both engines have rows that ended and rows that go on. What the engines
+wrote is compared too: it is drawn from the same weights, with noise of its own; means with their standard errors over
+prompts. Prints Markdown.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from rich.console import Console
 
 from budgetctl.evals.output import progress_bar
 from budgetctl.evals.vllm_training import SCRIPTS, vllm_on_cpu
+from budgetctl.training.rollouts import FORCED
 
 #: Options of each method's own.
 OWN = {
@@ -55,6 +58,17 @@ def trainer_of(method: str, rows: int, group: int, folder: str, vllm: bool) -> A
     return build(*TrlParser(classes).parse_args_and_config([*words, *OWN[method].split()]))
 
 
+def outcomes(
+    trainer: Any, batch: list[dict[str, Any]], told: dict[str, Any]
+) -> list[tuple[float, float, float]]:
+    """Of each rollout: tokens of its thought, whether its close was forced, whether its answer is right."""
+    accuracy = next(f for f in trainer.reward_funcs if f.__name__ == "accuracy")
+    columns = {name: [row[name] for row in batch] for name in batch[0] if name != "prompt"}
+    right = accuracy([row["prompt"] for row in batch], [], told["completion_ids"], **columns)
+    forced = [float(rollout.close == FORCED) for rollout in trainer._rollouts]
+    return list(zip(map(float, told["thinking_tokens"]), forced, map(float, right), strict=True))
+
+
 def main(
     method: Annotated[list[str] | None, typer.Option(help="methods; grpo and elastic by default")] = None,
     rows: Annotated[int, typer.Option(help="rollouts a turn")] = 48,
@@ -63,8 +77,9 @@ def main(
 ) -> None:
     """Print the table."""
     lines = [
-        "| method | engine | turns | tokens a turn | tokens a second, median (lowest to highest) |",
-        "|---|---|---|---|---|",
+        "| method | engine | tokens a second, median (lowest to highest) | rollouts | thinking tokens | closed by force "
+        "| right |",
+        "|---|---|---|---|---|---|---|",
     ]
     methods = method or ["grpo", "elastic"]
     with (
@@ -76,27 +91,28 @@ def main(
         for name in methods:
             trainers = {vllm: trainer_of(name, rows, group, folder, vllm) for vllm in (False, True)}
             loaders = {vllm: iter(trainer.get_train_dataloader()) for vllm, trainer in trainers.items()}
-            found: dict[bool, list[tuple[int, float]]] = {False: [], True: []}
+            speeds: dict[bool, list[float]] = {False: [], True: []}
+            seen: dict[bool, list[tuple[float, float, float]]] = {False: [], True: []}
             for turn in range(turns + WARM_UP):
                 for vllm, trainer in trainers.items():
-                    prompts = [row["prompt"] for row in next(loaders[vllm])]
+                    batch = next(loaders[vllm])
                     trainer.model.train()
                     trainer._step = turn
                     begun = time.process_time()
-                    told = trainer._roll_out(prompts, trainer)
+                    told = trainer._roll_out([row["prompt"] for row in batch], trainer)
                     taken = time.process_time() - begun
                     if turn >= WARM_UP:
-                        found[vllm].append((sum(told["sampled_tokens"]), taken))
+                        speeds[vllm].append(sum(told["sampled_tokens"]) / taken)
+                        seen[vllm] += outcomes(trainer, batch, told)
                 progress.advance(task)
             trainers[True].close()
-            for vllm, timed in found.items():
-                speeds = [tokens / taken for tokens, taken in timed]
-                median, lowest, highest = np.median(speeds), min(speeds), max(speeds)
-                mean = np.mean([tokens for tokens, _ in timed])
+            for vllm, measured in speeds.items():
+                speed = f"{np.median(measured):.0f} ({min(measured):.0f} to {max(measured):.0f})"
+                values = np.array(seen[vllm]).reshape(-1, group, 3).mean(1)  # of each prompt
+                means, errors = values.mean(0), values.std(0) / np.sqrt(len(values))
+                cells = [f"{mean:.3g} ± {error:.2g}" for mean, error in zip(means, errors, strict=True)]
                 engine = "vLLM" if vllm else "transformers"
-                lines.append(
-                    f"| {name} | {engine} | {turns} | {mean:.0f} | {median:.0f} ({lowest:.0f} to {highest:.0f}) |"
-                )
+                lines.append(f"| {name} | {engine} | {speed} | {len(seen[vllm])} | {' | '.join(cells)} |")
     Console().print("\n".join(lines), markup=False, soft_wrap=True)
 
 

@@ -106,6 +106,10 @@ def test_rollouts_are_the_policys_own_and_follow_its_weights(name: str, tmp_path
             assert rollout.answer_tokens <= 5
             assert sum(rollout.sampled) == len(rollout.completion_ids) - forced
             assert not forced or rollout.completion_ids[24] == CLOSE
+        rewards = trainer._all_rewards.view(-1, 8)
+        relative = (rewards - rewards.mean(1, keepdim=True)) / (rewards.std(1, keepdim=True) + 1e-4)
+        expected = relative.view(-1, 1) * (after["tool_mask"] * after["completion_mask"])
+        torch.testing.assert_close(after["advantages"] * after["completion_mask"], expected)
     trainer.close()
 
 
