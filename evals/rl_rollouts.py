@@ -69,6 +69,15 @@ def outcomes(
     return list(zip(map(float, told["thinking_tokens"]), forced, map(float, right), strict=True))
 
 
+def cells(speeds: list[float], seen: list[tuple[float, float, float]], group: int) -> str:
+    """Of an engine's speeds in tokens a second, and of the :func:`outcomes` of its rollouts, ``group`` a prompt."""
+    values = np.array(seen).reshape(-1, group, 3).mean(1)
+    means, errors = values.mean(0), values.std(0, ddof=1) / np.sqrt(len(values))
+    told = [f"{mean:.3g} ± {error:.2g}" for mean, error in zip(means, errors, strict=True)]
+    speed = f"{np.median(speeds):.0f} ({min(speeds):.0f} to {max(speeds):.0f})"
+    return " | ".join([speed, str(len(seen)), *told])
+
+
 def main(
     method: Annotated[list[str] | None, typer.Option(help="methods; grpo and elastic by default")] = None,
     rows: Annotated[int, typer.Option(help="rollouts a turn")] = 48,
@@ -107,12 +116,8 @@ def main(
                 progress.advance(task)
             trainers[True].close()
             for vllm, measured in speeds.items():
-                speed = f"{np.median(measured):.0f} ({min(measured):.0f} to {max(measured):.0f})"
-                values = np.array(seen[vllm]).reshape(-1, group, 3).mean(1)  # of each prompt
-                means, errors = values.mean(0), values.std(0) / np.sqrt(len(values))
-                cells = [f"{mean:.3g} ± {error:.2g}" for mean, error in zip(means, errors, strict=True)]
                 engine = "vLLM" if vllm else "transformers"
-                lines.append(f"| {name} | {engine} | {speed} | {len(seen[vllm])} | {' | '.join(cells)} |")
+                lines.append(f"| {name} | {engine} | {cells(measured, seen[vllm], group)} |")
     Console().print("\n".join(lines), markup=False, soft_wrap=True)
 
 
