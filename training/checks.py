@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib.util import find_spec
 from itertools import pairwise
 from typing import Any
 
 from budgetctl.errors import BudgetError, TrainingError
 from budgetctl.training.schedules import check_shape
+
+#: TRL's options that have an engine make the rollouts.
+BATCHING = "use_transformers_continuous_batching"
+ENGINES = ("use_vllm", BATCHING)
 
 
 def check_budgets(name: str, budgets: Sequence[int], limit: int) -> None:
@@ -72,18 +77,43 @@ def check_block(rows: int, training: Any) -> None:
         )
 
 
-def refuse_engines(name: str, training: Any) -> None:
-    """For methods whose rollouts stop and go on: an engine of TRL samples in one go.
+def check_vllm(training: Any) -> None:
+    """vLLM is installed where it is to make the rollouts.
 
     Raises:
-        TrainingError: when one is switched on.
+        TrainingError: when it is not.
     """
-    for option in ("use_vllm", "use_transformers_continuous_batching"):
+    if training.use_vllm and find_spec("vllm") is None:
+        raise TrainingError(
+            "use_vllm=True and vLLM is not installed: expected a release that TRL supports; pip install 'trl[vllm]', or "
+            "unset use_vllm"
+        )
+
+
+def refuse_engines(name: str, why: str, training: Any, engines: Sequence[str] = ENGINES) -> None:
+    """For methods whose rollouts some engines of TRL cannot make.
+
+    Raises:
+        TrainingError: when one of ``engines``, names of TRL's options, is switched on.
+    """
+    for option in engines:
         if getattr(training, option, False):
             raise TrainingError(
-                f"{option}=True with {name}, whose rollouts close the thought and go on: expected {option}=False; "
-                "unset it, or use hbpo or grpo"
+                f"{option}=True with {name}, {why}: expected {option}=False; unset it, or use hbpo or grpo"
             )
+
+
+def refuse_transition(phrase: str | None, training: Any) -> None:
+    """A server's processor writes the close that the tokenizer shows.
+
+    Raises:
+        TrainingError: for another one together with a vLLM server.
+    """
+    if phrase is not None and training.use_vllm and training.vllm_mode == "server":
+        raise TrainingError(
+            f"transition_phrase={phrase!r} with vllm_mode=server, which does not know it: expected none; unset it, or "
+            "set vllm_mode to colocate"
+        )
 
 
 def check_resumable(training: Any) -> None:

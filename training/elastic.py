@@ -14,7 +14,9 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from budgetctl.delimiters import ThinkingDelimiters, Tokens
-from budgetctl.training.checks import check_room, refuse_engines
+from budgetctl.training.checks import BATCHING, check_room, refuse_engines, refuse_transition
+from budgetctl.training.engine import Engine, budget_forcing
+from budgetctl.training.engine_rollouts import forced_by_engine
 from budgetctl.training.method import Method
 from budgetctl.training.rewards.accuracy import AccuracyReward
 from budgetctl.training.rollouts import Rollout, budget_forced, open_thought
@@ -29,8 +31,6 @@ class Elastic(Method):
     thinking: int = 0
     answer: int = 0
 
-    prompts_only = False
-
     def rollouts(
         self,
         sampler: RowSampler,
@@ -43,6 +43,23 @@ class Elastic(Method):
         budgets = [self.thinking] * len(prompts)
         return budget_forced(sampler, self.delimiters, opened, seeds, budgets, self.answer)
 
+    def engine_rollouts(
+        self, engine: Engine, prompts: Sequence[Tokens], places: Sequence[int], group_size: int
+    ) -> list[Rollout]:
+        """One call: vLLM's processor writes the close."""
+        opened = [open_thought(prompt, self.delimiters) for prompt in prompts]
+        most = self.thinking + len(self.delimiters.forced_end_ids) + self.answer
+        drawn = engine.sample(opened, group_size, limit=most, thinking_budget=self.thinking)
+        return [
+            forced_by_engine(
+                prompt, completion, self.delimiters, engine.eos_ids, self.thinking, self.answer, logprobs
+            )
+            for prompt, completion, logprobs in zip(opened, *drawn, strict=True)
+        ]
+
+    def vllm_options(self) -> dict[str, Any]:
+        return {"logits_processors": [budget_forcing(self.delimiters)]}
+
 
 @dataclass
 class ElasticArguments(MethodArguments):
@@ -52,7 +69,8 @@ class ElasticArguments(MethodArguments):
     answer_budget: int = field(default=1024, metadata={"help": "Tokens of answer in a rollout (s)."})
 
     def check(self, training: Any) -> None:
-        refuse_engines("elastic", training)
+        refuse_engines("elastic", "whose rollouts close the thought and go on", training, [BATCHING])
+        refuse_transition(self.transition_phrase, training)
         check_room("thinking_budget", [self.thinking_budget], self.answer_budget, training)
 
     def plan(

@@ -120,7 +120,7 @@ class KnapsackArguments(MethodArguments):
     opens_thoughts = False
 
     def check(self, training: Any) -> None:
-        refuse_engines("knapsack_rl", training)
+        refuse_engines("knapsack_rl", "whose groups are of uneven size", training)
         if not 2 <= self.least_rollouts <= training.num_generations <= self.most_rollouts:
             raise TrainingError(
                 f"num_generations={training.num_generations} with {self.least_rollouts} to {self.most_rollouts} rollouts a "

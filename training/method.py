@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from budgetctl.delimiters import ThinkingDelimiters, Tokens
-from budgetctl.training.rollouts import Rollout, free
+from budgetctl.training.engine import Engine
+from budgetctl.training.rollouts import Rollout, as_sampled, free
 from budgetctl.training.sampler import RowSampler
 
 
@@ -25,9 +27,6 @@ class Method:
 
     delimiters: ThinkingDelimiters
     limit: int
-
-    #: Whether the rollouts differ from plain ones in their prompts alone, so that any engine of TRL can make them.
-    prompts_only = True
 
     @property
     def subgroups(self) -> int:
@@ -62,6 +61,21 @@ class Method:
         """One rollout a row, in the order of the rows."""
         opened, budgets = self.open_prompts(prompts, places, group_size)
         return free(sampler, self.delimiters, opened, seeds, self.limit, budgets)
+
+    def engine_rollouts(
+        self, engine: Engine, prompts: Sequence[Tokens], places: Sequence[int], group_size: int
+    ) -> list[Rollout]:
+        """The same by an engine of TRL: its own noise, and log-probabilities where it tells them."""
+        opened, budgets = self.open_prompts(prompts, places, group_size)
+        completions, logprobs = engine.sample(opened, group_size // self.subgroups)
+        return [
+            as_sampled(prompt, completion, self.delimiters, budget, known)
+            for prompt, completion, budget, known in zip(opened, completions, budgets, logprobs, strict=True)
+        ]
+
+    def vllm_options(self) -> dict[str, Any]:
+        """What vLLM's ``LLM`` is to be made with for :meth:`engine_rollouts`, beside what TRL gives it."""
+        return {}
 
     def advantages(
         self,

@@ -11,11 +11,30 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from budgetctl.delimiters import ThinkingDelimiters, Tokens
-from budgetctl.training.sampler import RowSampler
 
 NATURAL, FORCED, NONE = "natural", "forced", "none"
+#: Log-probabilities of tokens under what they were drawn from; None for one that is not known.
+Logprobs = tuple[float | None, ...]
+
+
+class Sampler(Protocol):
+    """What continues rows: :class:`~budgetctl.training.sampler.RowSampler`, or an engine."""
+
+    @property
+    def eos_ids(self) -> Tokens:
+        """Ids that end a row."""
+
+    def extend(
+        self,
+        prefixes: Sequence[Tokens],
+        seeds: Sequence[int],
+        limits: Sequence[int],
+        stops: Sequence[Tokens] = (),
+    ) -> list[Tokens]:
+        """New tokens of each row: at most ``limits[i]``, up to and with its first end of sequence or stop."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +50,7 @@ class Rollout:
         answer_tokens: tokens after the close, the end of sequence included.
         close: how the thought ended: "natural", "forced", or "none" when it did not.
         budget: the budget that the rollout was under, 0 for none.
+        logprobs: of each token where an engine drew it, 0 where it was inserted; None where the trainer's model did.
     """
 
     prompt_ids: Tokens
@@ -41,6 +61,7 @@ class Rollout:
     answer_tokens: int
     close: str
     budget: int = 0
+    logprobs: Logprobs | None = None
 
 
 def split_completion(completion: Tokens, delimiters: ThinkingDelimiters) -> tuple[int, int | None]:
@@ -72,7 +93,7 @@ def _found(tokens: Tokens, marker: Tokens) -> list[int]:
 
 
 def free(
-    sampler: RowSampler,
+    sampler: Sampler,
     delimiters: ThinkingDelimiters,
     prompts: Sequence[Tokens],
     seeds: Sequence[int],
@@ -89,7 +110,11 @@ def free(
 
 
 def as_sampled(
-    prompt: Tokens, completion: Tokens, delimiters: ThinkingDelimiters, budget: int = 0
+    prompt: Tokens,
+    completion: Tokens,
+    delimiters: ThinkingDelimiters,
+    budget: int = 0,
+    logprobs: Logprobs | None = None,
 ) -> Rollout:
     """A completion whose every token the model sampled: segment 0 is the thought and its close, 1 the answer."""
     thought, answer_at = split_completion(completion, delimiters)
@@ -103,11 +128,12 @@ def as_sampled(
         answer_tokens=len(completion) - start,
         close=NONE if answer_at is None else NATURAL,
         budget=budget,
+        logprobs=logprobs,
     )
 
 
 def budget_forced(
-    sampler: RowSampler,
+    sampler: Sampler,
     delimiters: ThinkingDelimiters,
     prompts: Sequence[Tokens],
     seeds: Sequence[int],
@@ -143,7 +169,7 @@ def budget_forced(
 
 
 def truncated_summaries(
-    sampler: RowSampler,
+    sampler: Sampler,
     delimiters: ThinkingDelimiters,
     prompts: Sequence[Tokens],
     seeds: Sequence[int],
@@ -208,7 +234,7 @@ def _closing(
 
 
 def _answers(
-    sampler: RowSampler, starts: Sequence[Tokens], seeds: Sequence[int], limits: Sequence[int]
+    sampler: Sampler, starts: Sequence[Tokens], seeds: Sequence[int], limits: Sequence[int]
 ) -> list[Tokens]:
     """Answers after ``starts``, with noise apart from the thoughts'."""
     return sampler.extend(starts, [~seed for seed in seeds], limits)

@@ -25,7 +25,7 @@ from budgetctl.delimiters import ThinkingDelimiters, find_delimiters
 from budgetctl.errors import BudgetctlError, TrainingError
 from budgetctl.reasoner.load import WEIGHTS
 from budgetctl.training.checkpointed import CheckpointedState, Stateful
-from budgetctl.training.checks import check_resumable, check_schedule
+from budgetctl.training.checks import check_resumable, check_schedule, check_vllm
 from budgetctl.training.completions import CompletionReader
 from budgetctl.training.method import Method
 from budgetctl.training.rewards.accuracy import AccuracyReward
@@ -147,6 +147,7 @@ def build(script: MethodArguments, training: GRPOConfig, model: ModelConfig) -> 
             "max_completion_length is unset: expected the tokens of a completion; set it to a number"
         )
     script.check(training)
+    check_vllm(training)
     check_resumable(training)
     check_schedule(script.schedule, training)
     name = model.model_name_or_path or str(WEIGHTS)
@@ -233,6 +234,7 @@ def main(arguments: type[MethodArguments], argv: Sequence[str] | None = None) ->
         raise SystemExit(2) from None
     if training.push_to_hub:
         trainer.push_to_hub(dataset_name=script.dataset_name)
+    trainer.close()
     # A process group left open can end the process with an error.
     trainer.accelerator.end_training()
 

@@ -2,13 +2,14 @@
 
 Tested with TRL 1.16. Used of its private parts: ``_generate_and_score_completions``, ``_calculate_rewards`` and
 ``_get_train_sampler`` (overridden, each calling TRL's), ``_tokenize_prompts``, ``_generate_single_turn``, ``_step``,
-``_metrics``, ``_dist``.
+``_metrics``, ``_dist``; ``training/engine.py`` sets ``vllm_generation.generation_kwargs`` while it asks, and adds arguments
+to the ``LLM`` that TRL makes.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,9 +20,9 @@ from trl import GRPOTrainer
 from trl.extras.profiling import profiling_context
 from trl.models import unwrap_model_for_generation
 
-from budgetctl.delimiters import Tokens
+from budgetctl.training.engine import Engine, vllm_options
 from budgetctl.training.method import Method, per_token
-from budgetctl.training.rollouts import FORCED, Rollout, as_sampled
+from budgetctl.training.rollouts import FORCED, Rollout
 from budgetctl.training.sampler import RowSampler, row_seeds
 from budgetctl.training.schedules import NamedSchedule
 
@@ -56,10 +57,17 @@ class BudgetGRPOTrainer(NamedSchedule, GRPOTrainer):
         self.round_tokens = round_tokens
         self._rollouts: list[Rollout] = []
         self._all_rewards = torch.empty(0)
-        with warnings.catch_warnings():
+        config = arguments.get("args")
+        inside = config is not None and config.use_vllm and config.vllm_mode == "colocate"
+        with warnings.catch_warnings(), vllm_options(method.vllm_options() if inside else {}):
             warnings.filterwarnings("ignore", message="You are using 'rollout_func'")
             super().__init__(rollout_func=self._roll_out, **arguments)
         self.add_callback(_PlaceOfCheckpoint(self))
+
+    def close(self) -> None:
+        """End the engine inside this process, if there is one: it cannot once the process group is gone."""
+        if self.use_vllm and self.args.vllm_mode == "colocate":
+            self.vllm_generation.llm.llm_engine.engine_core.shutdown()
 
     @property
     def group_size(self) -> int:
@@ -79,34 +87,23 @@ class BudgetGRPOTrainer(NamedSchedule, GRPOTrainer):
         rows = range(first, first + len(prompts))
         places = [row % self.group_size for row in rows]
         ids = [tuple(tokens) for tokens in token_lists]
-        logprobs = None
         if self.use_vllm or self.use_transformers_continuous_batching:
-            self._rollouts, logprobs = self._engine_rollouts(ids, places)
+            vllm = self.vllm_generation if self.use_vllm else None
+            engine = Engine(self._generate_single_turn, vllm, tuple(self.eos_token_ids))
+            self._rollouts = self.method.engine_rollouts(engine, ids, places, self.group_size)
         else:
             batch = self._step // (self.args.steps_per_generation * self.num_iterations)
             seeds = row_seeds(self.args.seed, batch, rows)
             with profiling_context(self, "budgetctl.rollouts"), self._generating() as sampler:
                 self._rollouts = self.method.rollouts(sampler, ids, places, seeds, self.group_size)
+        known = [r.logprobs for r in self._rollouts if r.logprobs is not None]
         return {
             "prompt_ids": [list(r.prompt_ids) for r in self._rollouts],
             "completion_ids": [list(r.completion_ids) for r in self._rollouts],
-            "logprobs": logprobs,
+            "logprobs": [list(p) for p in known] if len(known) == len(self._rollouts) else None,
             "env_mask": [list(r.sampled) for r in self._rollouts],
             **self._numbers(),
         }
-
-    def _engine_rollouts(
-        self, prompts: Sequence[Tokens], places: Sequence[int]
-    ) -> tuple[list[Rollout], list[list[float]] | None]:
-        """Rollouts by vLLM or continuous batching, through TRL."""
-        opened, budgets = self.method.open_prompts(prompts, places, self.group_size)
-        repeats = self.group_size // self.method.subgroups
-        completions, logprobs = self._generate_single_turn([list(p) for p in opened], None, {}, repeats)
-        rollouts = [
-            as_sampled(prompt, tuple(completion), self.method.delimiters, budget)
-            for prompt, completion, budget in zip(opened, completions, budgets, strict=True)
-        ]
-        return rollouts, logprobs
 
     @contextmanager
     def _generating(self) -> Iterator[RowSampler]:

@@ -191,13 +191,35 @@ def test_bad_configurations_stop_with_the_fix(
 
 
 @pytest.mark.parametrize("name", ["elastic", "brpo"])
-def test_engines_that_sample_in_one_go_are_refused(
+def test_continuous_batching_is_refused_where_a_thought_is_closed(
     name: str, tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     options = {"use_transformers_continuous_batching": "true"}
     with pytest.raises(SystemExit):
         main(SCRIPTS[name], words(name, tiny, tmp_path, **options))
     assert "use hbpo or grpo" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("installed", "options", "message"),
+    [
+        (False, {}, "pip install 'trl[vllm]'"),
+        (True, {"vllm_mode": "server", "transition_phrase": "Time is up."}, "set vllm_mode to colocate"),
+    ],
+)
+def test_rollouts_that_vllm_cannot_make_are_refused(
+    installed: bool,
+    options: dict[str, str],
+    message: str,
+    tiny: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("budgetctl.training.checks.find_spec", lambda name: object() if installed else None)
+    with pytest.raises(SystemExit):
+        main(SCRIPTS["elastic"], words("elastic", tiny, tmp_path, use_vllm="true", **options))
+    assert message in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_a_tokenizer_without_thought_markers_is_refused(

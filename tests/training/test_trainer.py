@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 from torch.nn.functional import log_softmax
 from trl import GRPOConfig, GRPOTrainer, ModelConfig, TrlParser
 
+from budgetctl.training.engine import vllm_options
 from budgetctl.training.method import per_token
 from budgetctl.training.script import build
 from budgetctl.training.trainer import BudgetGRPOTrainer
@@ -197,3 +199,53 @@ def test_engines_of_trl_get_the_opened_prompts(
     assert batch["sampling_per_token_logps"].unique().tolist() == [-0.5]
     assert [r.thinking_tokens for r in trainer._rollouts] == [1] * 8
     assert (batch["tool_mask"] == 1).all()
+
+
+@pytest.mark.parametrize("name", ["elastic", "brpo"])
+def test_forced_tokens_of_vllm_have_no_advantage_and_no_correction(
+    name: str, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Replies of two tokens' thought to a budget of four, and of a close that is written there."""
+    trainer = make(name)
+    trainer.use_vllm, trainer._last_loaded_step = True, 0
+    trainer.vllm_generation = SimpleNamespace(mode="colocate", generation_kwargs={})
+    asked: list[dict[str, Any]] = []
+
+    def engine(prompts: list[list[int]], images: None, fields: dict[str, Any], count: int) -> tuple[Any, Any]:
+        asked.append(trainer.vllm_generation.generation_kwargs)
+        rows = [
+            [40 + row, 41, *([42, 43, 4] if row % 2 else [4]), 50 + row, 2] for row in range(len(prompts))
+        ]
+        if name == "brpo":
+            rows = [
+                [40, 41, 42, 43, 44, 45] if len(asked) == 1 else [50 + row, 2] for row in range(len(rows))
+            ]
+        return rows, [[-0.5] * len(row) for row in rows]
+
+    monkeypatch.setattr(trainer, "_generate_single_turn", engine)
+    batch = generated(trainer)
+    inserted = batch["tool_mask"] == 0
+    assert inserted.any()
+    assert (batch["completion_ids"] == 4)[inserted].any()
+    assert (batch["advantages"][inserted] == 0).all()
+    assert (batch["advantages"][(batch["tool_mask"] == 1) & (batch["completion_mask"] == 1)] != 0).any()
+    sampled = (batch["tool_mask"] == 1) & (batch["completion_mask"] == 1)
+    assert batch["sampling_per_token_logps"][sampled].unique().tolist() == [-0.5]
+    assert "importance_sampling_ratio" in batch
+    if name == "elastic":
+        assert asked == [{"max_tokens": 13, "extra_args": {"thinking_budget": 4}}]
+        assert [r.close for r in trainer._rollouts] == ["natural", "forced"] * 4
+        assert (inserted.sum(1) == torch.tensor([0, 1] * 4)).all()
+    else:
+        assert [settings["max_tokens"] for settings in asked] == [6, 8]
+
+
+def test_vllm_is_made_with_budget_forcing_where_the_method_needs_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    from trl.generation import vllm_generation
+
+    made: list[dict[str, Any]] = []
+    monkeypatch.setattr(vllm_generation, "LLM", lambda **given: made.append(given), raising=False)
+    with vllm_options({"logits_processors": ["one"]}):
+        vllm_generation.LLM(model="m", seed=0)
+    vllm_generation.LLM(model="m", seed=0)
+    assert made == [{"model": "m", "seed": 0, "logits_processors": ["one"]}, {"model": "m", "seed": 0}]
