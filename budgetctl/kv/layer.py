@@ -10,14 +10,15 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from budgetctl.errors import CacheError
 from budgetctl.kernels.kv_decode import decode_step
 from budgetctl.kernels.kv_reference import pick_victims
-from budgetctl.kernels.kv_state import Protection, SlotState
+from budgetctl.kernels.kv_state import Protection, Rule, SlotState
 from budgetctl.kv.answer import make_room
 from budgetctl.kv.blocks import attend_with_slots, enter
+from budgetctl.kv.late import Late
 from budgetctl.kv.policies import Policy
 from budgetctl.kv.resize import resized
-from budgetctl.kv.roomy import Late
 from budgetctl.kv.rows import Rows
 from budgetctl.kv.shared import Shared
+from budgetctl.kv.stack import Stack, allocate
 
 
 class BudgetLayer(Rows):
@@ -61,6 +62,7 @@ class BudgetLayer(Rows):
         self.rows, self.answer_overflow, self.sums_evicted = rows, answer_overflow, evicted
         self.shared = shared or Shared()
         self._state: SlotState | None = None
+        self.stack: Stack | None = None
         self.late = Late()
         self.reset()
 
@@ -72,6 +74,8 @@ class BudgetLayer(Rows):
 
     @state.setter
     def state(self, state: SlotState | None) -> None:
+        if self._state is not None and state is not self._state:
+            self.stack, self.late.steps = None, None
         self._state = state
 
     def reset(self) -> None:
@@ -92,7 +96,7 @@ class BudgetLayer(Rows):
         """Rows; -1 before the first token."""
         if self._state is None:
             return -1
-        return len(self._state.keys) if self.rows is None else self.rows
+        return self._state.keys.shape[0] if self.rows is None else self.rows
 
     @property
     def row_heads(self) -> int:
@@ -107,14 +111,12 @@ class BudgetLayer(Rows):
                 "make the cache from the configuration of this model"
             )
         self._check_batch(batch, self.rows)
-        self.state = SlotState.allocate(
+        self.state = allocate(
+            self,
+            self.shared.layers,
             batch if self.rows is None else 1,
-            self.capacities,
             size,
             value_states.shape[3],
-            interval=self.interval,
-            value_norms=self.policy.value_norms,
-            evicted=self.sums_evicted,
             dtype=key_states.dtype,
             device=key_states.device,
         )
@@ -174,8 +176,11 @@ class BudgetLayer(Rows):
             [B, q, G H, E].
         """
         self.waiting = False
-        if mask is None and self.late.has_room(self, self._state, query, scale):
-            return self.late.step(self, self._state, module, query, key, value, scale)
+        if query.shape[2] == 1 and (mask is None or self.shared.all_real(mask)):
+            mask = None
+            found = self.late.step(self, self._state, module, query, key, value, scale)
+            if found is not None:
+                return found
         assert self.state is not None
         batch, count = query.shape[0], query.shape[2]
         width = min(self.cumulative_length, self.state.widest)
@@ -226,14 +231,8 @@ class BudgetLayer(Rows):
         assert self.state is not None
         self.generating = True
         if self.queued == 0:
-            self.late.in_sequence = False
             self.shared.refill(self)
-        rule = self.policy.rule
-        if self.policy.window is not None and rule != "none":
-            if self.queued == self.policy.window:
-                self.state.importance.zero_()
-            elif self.queued > self.policy.window:
-                rule = "none"
+        rule = self.rule_of_step(self.state)
         self.seen(1)
         self.queued -= 1
         return decode_step(
@@ -249,6 +248,16 @@ class BudgetLayer(Rows):
             width=min(self.cumulative_length, self.state.widest),
             scratch=self.shared.scratch(self.state, query.shape[1] // key.shape[1]),
         )
+
+    def rule_of_step(self, state: SlotState) -> Rule:
+        """How importance follows the next step; forgets it where the policy's window of queries begins."""
+        rule, window = self.policy.rule, self.policy.window
+        if window is not None and rule != "none":
+            if self.queued == window:
+                state.importance.zero_()
+            elif self.queued > window:
+                rule = "none"
+        return rule
 
     def seen(self, count: int) -> None:
         """Count ``count`` more columns."""
