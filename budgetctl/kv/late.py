@@ -20,6 +20,7 @@ from budgetctl.kv import roomy
 
 if TYPE_CHECKING:
     from budgetctl.kv.layer import BudgetLayer
+    from budgetctl.kv.slots import Slots
 
 
 class Late:
@@ -71,7 +72,7 @@ class Late:
             return self._roomy(layer, state, module, query, key, value, scale)
         return self._queued(layer, query, key, value, scale)
 
-    def settle(self, layer: BudgetLayer, state: SlotState | None) -> None:
+    def settle(self, layer: Slots, state: SlotState | None) -> None:
         """Do what is behind."""
         if self.queries and state is not None:
             queries, self.queries = self.queries, []
@@ -137,7 +138,7 @@ class Late:
         return output.view(query.shape[0], 1, query.shape[1], -1)
 
 
-def take(layers: Sequence[BudgetLayer], state: SlotState, groups: int, full: bool) -> None:
+def take(layers: Sequence[Slots], state: SlotState, groups: int, full: bool) -> None:
     """Bring the entries of the queue that are left to the steps of some layers.
 
     Args:
@@ -159,7 +160,7 @@ def take(layers: Sequence[BudgetLayer], state: SlotState, groups: int, full: boo
         late.at_hand = True
 
 
-def settle_together(layers: Sequence[BudgetLayer], state: SlotState) -> None:
+def settle_together(layers: Sequence[Slots], state: SlotState) -> None:
     """Do what is behind in some layers, at once where they have taken equal steps.
 
     Args:

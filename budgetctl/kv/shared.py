@@ -16,14 +16,14 @@ from budgetctl.kv.answer import bound_answer, check_room
 from budgetctl.kv.late import settle_together, take
 
 if TYPE_CHECKING:
-    from budgetctl.kv.layer import BudgetLayer
+    from budgetctl.kv.slots import Slots
 
 
 class Shared:
     """Of the layers of one cache, whose steps follow each other."""
 
     def __init__(self) -> None:
-        self.layers: Sequence[BudgetLayer] = ()
+        self.layers: Sequence[Slots] = ()
         self.steps = StepScratch()
         self._scratch: KVScratch | None = None
         self._table: VictimTable | None = None
@@ -49,7 +49,7 @@ class Shared:
             self._scratch = KVScratch.allocate([state], groups)
         return self._scratch
 
-    def refill(self, layer: BudgetLayer, groups: int | None = None) -> None:
+    def refill(self, layer: Slots, groups: int | None = None) -> None:
         """Name the next victims of every head of ``layer``, and of all layers that it shares memory or a GPU with and that
         have none left either.
 
@@ -60,7 +60,7 @@ class Shared:
             groups: query heads of a key-value head, for :func:`budgetctl.kv.late.take`; None for plain steps.
         """
         stack = layer.stack if layer.stack is not None and layer.stack.together else None
-        together: Sequence[BudgetLayer] = [layer]
+        together: Sequence[Slots] = [layer]
         if stack is not None:
             together = stack.layers
             settle_together(together, stack.state)
@@ -84,7 +84,7 @@ class Shared:
         if groups is not None:
             take(together, whole, groups, full)
 
-    def _table_of(self, layers: Sequence[BudgetLayer]) -> VictimTable | None:
+    def _table_of(self, layers: Sequence[Slots]) -> VictimTable | None:
         states = [layer.state for layer in layers if layer.state is not None]
         if not states[0].keys.is_cuda:
             return None
@@ -94,7 +94,7 @@ class Shared:
 
 
 def refill_layers(
-    layers: Sequence[BudgetLayer],
+    layers: Sequence[Slots],
     table: VictimTable | None = None,
     states: Sequence[SlotState] | None = None,
 ) -> None:

@@ -11,7 +11,7 @@ import torch
 from budgetctl.kernels.kv_state import SlotState
 
 if TYPE_CHECKING:
-    from budgetctl.kv.layer import BudgetLayer
+    from budgetctl.kv.slots import Slots
 
 #: Most slots of all rows and heads of a stack: what is computed for each of them is to stay in the processor's cache.
 MOST_SLOTS = 1 << 16
@@ -27,11 +27,11 @@ class Stack:
         parts: views of it, one a layer.
     """
 
-    layers: tuple[BudgetLayer, ...]
+    layers: tuple[Slots, ...]
     state: SlotState
     parts: tuple[SlotState, ...]
 
-    def part_of(self, layer: BudgetLayer) -> SlotState:
+    def part_of(self, layer: Slots) -> SlotState:
         """The slots of ``layer``."""
         return next(part for other, part in zip(self.layers, self.parts, strict=True) if other is layer)
 
@@ -46,8 +46,8 @@ class Stack:
 
 
 def allocate(
-    layer: BudgetLayer,
-    layers: Sequence[BudgetLayer],
+    layer: Slots,
+    layers: Sequence[Slots],
     batch: int,
     key_size: int,
     value_size: int,
