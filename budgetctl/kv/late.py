@@ -119,9 +119,9 @@ class Late:
         value: torch.Tensor,
         scale: float,
     ) -> torch.Tensor:
+        layer.generating = True
         if not (self.at_hand and layer.queued):
             groups = query.shape[1] // key.shape[1]
-            layer.generating = True
             if not layer.queued:
                 layer.shared.refill(layer, groups)
             if not self.at_hand:

@@ -76,6 +76,15 @@ def test_a_copy_goes_on_by_itself(qwen: PreTrainedModel) -> None:
     check_same(cache, again)
 
 
+def test_what_comes_after_steps_is_no_prompt(qwen: PreTrainedModel) -> None:
+    cache, _ = decode(qwen, 41, prompt=25, capacity=24, recent=4)
+    with torch.inference_mode():
+        qwen(torch.full((2, 7), 3), past_key_values=cache)
+    for each in cache.layers:
+        assert each.state is not None
+        assert each.state.prompts.tolist() == [[25, 25], [25, 25]]
+
+
 def test_full_and_padded_rows_take_no_plain_steps(
     qwen: PreTrainedModel, prompts: Any, generate: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
