@@ -14,6 +14,7 @@ from __future__ import annotations
 import torch
 
 from budgetctl.errors import KernelError
+from budgetctl.kernels.host_reads import may_look
 from budgetctl.kernels.kv_state import Group, Protection, Rule, SlotState
 
 
@@ -147,9 +148,12 @@ def standing(
     Empty slots are -inf, protected ones and columns that a head does not have +inf.
     """
     positions = state.head_positions(width)
-    ranked = (state.heads(state.importance, width) if scores is None else scores).nan_to_num(nan=torch.inf)
-    ranked = ranked.clamp(min=torch.finfo(ranked.dtype).min, max=torch.finfo(ranked.dtype).max)
+    ranked = state.heads(state.importance, width) if scores is None else scores
+    # Infinities become the numbers next to them.
+    ranked = ranked.nan_to_num(nan=torch.finfo(ranked.dtype).max)
     ranked = ranked.masked_fill(protected(state, protection, width, sizes), torch.inf)
+    if state.full and state.uniform:
+        return ranked, positions
     ranked = ranked.masked_fill(positions < 0, -torch.inf)
     columns = torch.arange(positions.shape[2], device=positions.device, dtype=torch.int32)
     age = torch.where(positions < 0, columns, positions)
@@ -169,9 +173,13 @@ def order(ranked: torch.Tensor, age: torch.Tensor) -> torch.Tensor:
 def first_to_go(ranked: torch.Tensor, age: torch.Tensor, count: int) -> torch.Tensor:
     """[B, H, count] int64, the first columns of :func:`order`, without sorting them all.
 
-    A float32 has the bits of an integer that is in the same order, but for the sign; with the age below them one number
-    stands for both.
+    Where the host may look, age is asked for only among equals. Elsewhere: a float32 has the bits of an integer that is in
+    the same order, but for the sign; with the age below them one number stands for both.
     """
+    if count < ranked.shape[2] and may_look(ranked.device):
+        lowest, columns = ranked.topk(count + 1, 2, largest=False)
+        if bool((lowest[:, :, 1:] > lowest[:, :, :-1]).all()):
+            return columns[:, :, :count]
     if ranked.dtype != torch.float32 or count > ranked.shape[2] // 8:
         return order(ranked, age)[:, :, :count]
     bits = (ranked + 0.0).view(torch.int32)  # no negative zero
@@ -223,12 +231,18 @@ def guarded(state: SlotState, width: int | None, prior: float) -> torch.Tensor:
         raise KernelError(
             "the state keeps no norms of values, which a prior needs: expected SlotState.allocate(value_norms=True)"
         )
+    worst, norms = state.heads(state.importance, width), state.heads(state.value_norms, width)
+    usual = mean_of_tokens(state, norms, width).clamp(min=torch.finfo(norms.dtype).tiny)
+    return torch.maximum(worst, prior * mean_of_tokens(state, worst, width)) * norms / usual
+
+
+def mean_of_tokens(state: SlotState, by_head: torch.Tensor, width: int | None = None) -> torch.Tensor:
+    """[B, H, 1] mean of a number of each slot [B, H, w] over the slots of a head that hold a token; 0 where none does."""
+    if state.full and state.uniform:
+        return by_head.mean(2, keepdim=True)
     empty = state.head_positions(width) < 0
-    worst = state.heads(state.importance, width).masked_fill(empty, 0.0)
-    norms = state.heads(state.value_norms, width).masked_fill(empty, 0.0)
     count = (~empty).sum(2, keepdim=True).clamp(min=1)
-    usual = (norms.sum(2, keepdim=True) / count).clamp(min=torch.finfo(norms.dtype).tiny)
-    return torch.maximum(worst, prior * worst.sum(2, keepdim=True) / count) * norms / usual
+    return by_head.masked_fill(empty, 0.0).sum(2, keepdim=True) / count
 
 
 def check_step(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, state: SlotState) -> None:

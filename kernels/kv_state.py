@@ -62,6 +62,7 @@ class SlotState:
         evicted: [B, H] like ``importance``, sum of the importance of the tokens that were overwritten, each as it was then;
             None where nobody asks for it.
         offsets: H + 1 slot counts, from 0 to S.
+        full: whether the host knows that no slot is empty; true only while one who has looked has victims named.
     """
 
     keys: torch.Tensor
@@ -76,6 +77,7 @@ class SlotState:
     answers: torch.Tensor
     evicted: torch.Tensor | None
     offsets: tuple[int, ...]
+    full: bool = False
 
     @classmethod
     def allocate(
@@ -216,6 +218,11 @@ class SlotState:
             name: t.index_select(0, rows.to(t.device)) for name, t in self.tensors().items()
         }
         return replace(self, **chosen)
+
+    def of_rows(self, start: int, stop: int) -> SlotState:
+        """The rows from ``start`` to ``stop``, in the same memory."""
+        parts: dict[str, Any] = {name: tensor[start:stop] for name, tensor in self.tensors().items()}
+        return replace(self, **parts)
 
     def clear(self) -> None:
         """Forget every token; the memory stays."""

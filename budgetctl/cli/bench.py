@@ -12,7 +12,21 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from budgetctl.cli import bench_kv
-from budgetctl.cli.bench_subjects import check_model, model_from, numbers, reasoner_model
+from budgetctl.cli.bench_subjects import (
+    AlsoModel,
+    GgufFile,
+    Reasoner,
+    Shape,
+    Threads,
+    check_gguf,
+    check_model,
+    check_shapes,
+    model_from,
+    name_of,
+    numbers,
+    place_of,
+    reasoner_model,
+)
 from budgetctl.cli.options import Device, Json
 from budgetctl.cli.render import clean_stdout, emit_json, err, out
 from budgetctl.errors import BudgetctlError
@@ -35,17 +49,10 @@ def bench() -> None:
 def guidance(
     batch: Annotated[str, typer.Option(help="Batch sizes.")] = "1,8,32",
     vocab: Annotated[str, typer.Option(help="Vocabularies of logits without a model; empty for none.")] = "",
-    shape: Annotated[
-        list[str] | None,
-        typer.Option(help="Model of these shapes with random weights: qwen3-0.6b, qwen3-1.7b, qwen3-8b."),
-    ] = None,
-    reasoner: Annotated[bool, typer.Option(help="The embedded reasoner.")] = True,
-    model: Annotated[
-        str | None, typer.Option(help="Also a model by directory or hub id.", show_default=False)
-    ] = None,
-    gguf_file: Annotated[
-        str | None, typer.Option(help="File of the model to load, where it is GGUF.", show_default=False)
-    ] = None,
+    shape: Shape = None,
+    reasoner: Reasoner = True,
+    model: AlsoModel = None,
+    gguf_file: GgufFile = None,
     thinking_tokens: Annotated[
         int, typer.Option(help="Of the thought before the timed steps.", min=64)
     ] = 512,
@@ -54,7 +61,7 @@ def guidance(
     ] = False,
     seconds: Annotated[float, typer.Option(help="About how long each method is timed.", min=0)] = 2.0,
     steps: Annotated[int, typer.Option(help="At most so many steps of each.", min=20)] = 400,
-    threads: Annotated[int | None, typer.Option(help="CPU threads.", min=1, show_default="all")] = None,
+    threads: Threads = None,
     png: Annotated[
         Path | None,
         typer.Option(
@@ -73,8 +80,7 @@ def guidance(
         raise BudgetctlError(
             f"--vocab {vocab!r}: expected more than {HIDDEN} tokens, the width of the states that the logits come from"
         )
-    if gguf_file is not None and model is None:
-        raise BudgetctlError("--gguf-file without --model: expected the directory that holds it; add --model")
+    check_gguf(model, gguf_file)
     if not (reasoner or model or shape or vocabs or png):
         raise BudgetctlError(
             "nothing to time: expected --reasoner, --model, --shape or --vocab; give at least one"
@@ -86,20 +92,14 @@ def guidance(
     with clean_stdout(as_json):
         import torch
 
-        from budgetctl.cli import load
         from budgetctl.evals import guidance_report
         from budgetctl.evals.guidance_bench import bench as timings_of
-        from budgetctl.evals.guidance_subjects import SHAPES, logits_alone, model_subject, shaped
+        from budgetctl.evals.guidance_subjects import logits_alone, model_subject, shaped
         from budgetctl.evals.guidance_sweeps import sweep
         from budgetctl.evals.output import progress_bar, write_text
 
-        for name in shape or []:
-            if name not in SHAPES:
-                raise BudgetctlError(f"--shape {name!r}: expected one of {', '.join(SHAPES)}")
-        place = torch.device(load.choose_device(device))
-        if threads is not None:
-            torch.set_num_threads(threads)
-        half = torch.bfloat16 if place.type == "cuda" else torch.float32
+        check_shapes(shape)
+        place, half = place_of(device, threads)
         makers: list[Any] = []
         if reasoner:
             makers.append(lambda: model_subject(reasoner_model(place, half), "embedded reasoner"))
@@ -113,7 +113,7 @@ def guidance(
 
         def keep() -> dict[str, Any]:
             result = {
-                "device": torch.cuda.get_device_name(place) if place.type == "cuda" else "cpu",
+                "device": name_of(place),
                 "threads": torch.get_num_threads(),
                 "timings": [timing.as_dict() for timing in timings],
                 "sweeps": {name: [t.as_dict() for t in found] for name, found in sweeps.items()},

@@ -9,7 +9,21 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from budgetctl.cli.bench_subjects import check_model, model_from, numbers, reasoner_model
+from budgetctl.cli.bench_subjects import (
+    AlsoModel,
+    GgufFile,
+    Reasoner,
+    Shape,
+    Threads,
+    check_gguf,
+    check_model,
+    check_shapes,
+    model_from,
+    name_of,
+    numbers,
+    place_of,
+    reasoner_model,
+)
 from budgetctl.cli.options import Device, Json
 from budgetctl.cli.render import clean_stdout, emit_json, err, out
 from budgetctl.errors import BudgetctlError
@@ -35,17 +49,10 @@ def kv(
         int, typer.Option(help="Slots a head of a BudgetCache; 0 for as many as tokens.", min=0)
     ] = 2048,
     policies: Annotated[str, typer.Option(help="Policies of a BudgetCache, by commas.")] = "diverse-max",
-    shape: Annotated[
-        list[str] | None,
-        typer.Option(help="Model of these shapes with random weights: qwen3-0.6b, qwen3-1.7b, qwen3-8b."),
-    ] = None,
-    reasoner: Annotated[bool, typer.Option(help="The embedded reasoner.")] = True,
-    model: Annotated[
-        str | None, typer.Option(help="Also a model by directory or hub id.", show_default=False)
-    ] = None,
-    gguf_file: Annotated[
-        str | None, typer.Option(help="File of the model to load, where it is GGUF.", show_default=False)
-    ] = None,
+    shape: Shape = None,
+    reasoner: Reasoner = True,
+    model: AlsoModel = None,
+    gguf_file: GgufFile = None,
     whole_steps: Annotated[
         bool, typer.Option("--steps/--no-steps", help="Time decode steps of the whole model.")
     ] = True,
@@ -64,7 +71,7 @@ def kv(
             help="Most memory of the caches of a batch size and length.", min=0, show_default="4; 60 on a GPU"
         ),
     ] = None,
-    threads: Annotated[int | None, typer.Option(help="CPU threads.", min=1, show_default="all")] = None,
+    threads: Threads = None,
     plot: Annotated[
         Path | None,
         typer.Option(help="Draw the cost of a token against the length, as PNG.", show_default=False),
@@ -82,8 +89,7 @@ def kv(
     batches = numbers("--batch", batch)
     if tokens is not None:
         numbers("--tokens", tokens)
-    if gguf_file is not None and model is None:
-        raise BudgetctlError("--gguf-file without --model: expected the directory that holds it; add --model")
+    check_gguf(model, gguf_file)
     if not (reasoner or model or shape) or not (whole_steps or calls):
         raise BudgetctlError(
             "nothing to time: expected --reasoner, --model or --shape, and --steps or --calls; give at least one of each"
@@ -95,24 +101,18 @@ def kv(
     with clean_stdout(as_json):
         import torch
 
-        from budgetctl.cli import load
         from budgetctl.evals import kv_report
-        from budgetctl.evals.guidance_subjects import SHAPES, shape_config, shaped_model
+        from budgetctl.evals.guidance_subjects import shape_config, shaped_model
         from budgetctl.evals.kv_bench import RUN, WARM, bench
         from budgetctl.evals.kv_subjects import FULL, KVPRESS, STATIC, Setting, kvpress_missing
         from budgetctl.evals.output import progress_bar, write_text
         from budgetctl.kv.policies import find_policy
 
-        for name in shape or []:
-            if name not in SHAPES:
-                raise BudgetctlError(f"--shape {name!r}: expected one of {', '.join(SHAPES)}")
+        check_shapes(shape)
         names = [part.strip() for part in policies.split(",")]
         for name in names:
             find_policy(name)
-        place = torch.device(load.choose_device(device))
-        if threads is not None:
-            torch.set_num_threads(threads)
-        dtype = torch.bfloat16 if place.type == "cuda" else torch.float32
+        place, dtype = place_of(device, threads)
         lengths = numbers("--tokens", tokens or TOKENS.get(place.type, TOKENS["cpu"]))
         makers: list[tuple[str, Any, Any]] = []
         if reasoner:
@@ -142,7 +142,7 @@ def kv(
 
         def keep() -> dict[str, Any]:
             result = {
-                "device": torch.cuda.get_device_name(place) if place.type == "cuda" else "cpu",
+                "device": name_of(place),
                 "threads": torch.get_num_threads(),
                 "clock": _clock(place.type, torch.get_num_threads()),
                 "dtype": str(dtype).removeprefix("torch."),

@@ -58,10 +58,14 @@ def budget_attention(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
     asked = [name for name in UNKNOWN if kwargs.get(name) is not None]
-    asked += ["sliding_window"] * (sliding_window is not None)
-    asked += ["output_attentions"] * bool(kwargs.get("output_attentions"))
-    asked += ["dropout"] * bool(dropout)
-    asked += ["gradients"] * (torch.is_grad_enabled() and query.requires_grad)
+    if sliding_window is not None:
+        asked.append("sliding_window")
+    if kwargs.get("output_attentions"):
+        asked.append("output_attentions")
+    if dropout:
+        asked.append("dropout")
+    if query.requires_grad and torch.is_grad_enabled():
+        asked.append("gradients")
     if asked:
         raise CacheError(
             f"attention with {asked[0]}: expected plain causal attention over all tokens, under torch.no_grad(); "

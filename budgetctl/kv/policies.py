@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from budgetctl.errors import CacheError
 from budgetctl.kernels.kv_state import Group, Rule, SlotState
-from budgetctl.kv.scores import difference, guarded, pooled, redundancy
+from budgetctl.kv.scores import difference, guarded, mean_of_tokens, pooled, redundancy
 
 
 @dataclass(frozen=True)
@@ -160,13 +160,9 @@ class DiverseMax(Policy):
         return self.decay
 
     def scores(self, state: SlotState, width: int | None = None) -> torch.Tensor:
-        empty = state.head_positions(width) < 0
         parts = (state.heads(state.importance, width), difference(state, width))
         tiny = torch.finfo(state.importance.dtype).tiny
-        count = (~empty).sum(2, keepdim=True).clamp(min=1)
-        means = [
-            part.masked_fill(empty, 0.0).sum(2, keepdim=True).div(count).clamp(min=tiny) for part in parts
-        ]
+        means = [mean_of_tokens(state, part, width).clamp(min=tiny) for part in parts]
         kept = (state.sizes / state.lengths.clamp(min=1)).clamp(max=1.0).to(parts[0].dtype)
         weight = (self.novelty * kept**3)[:, :, None]
         return parts[0] / means[0] + weight * parts[1] / means[1]

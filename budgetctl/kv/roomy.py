@@ -9,80 +9,19 @@ the state is looked at. The result is that of :func:`budgetctl.kernels.kv_refere
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from contextlib import AbstractContextManager
 
 import torch
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from budgetctl.kernels.host_reads import may_look
 from budgetctl.kernels.kv_reference import value_norm
 from budgetctl.kernels.kv_state import SlotState
 from budgetctl.kv.policies import Policy
-
-if TYPE_CHECKING:
-    from budgetctl.kv.layer import BudgetLayer
 
 #: Steps whose queries are kept.
 MOST_BEHIND = 16
 #: Logits that are held at a time when they are made up for.
 MOST_LOGITS = 1 << 23
-
-
-class Late:
-    """Of a layer: whether its next step is one with room, and what of such steps is still to be done."""
-
-    def __init__(self) -> None:
-        self.queries: list[torch.Tensor] = []
-        self.scale = 1.0
-        self.in_order = True  # whether token i of each row is in column i of each head
-        self.in_sequence = False  # whether the queue names the columns that follow
-
-    def saw(self, real: torch.Tensor) -> None:
-        """Note which new tokens [...] bool are no padding."""
-        self.in_order = self.in_order and may_look(real.device) and bool(real.all())
-
-    def has_room(
-        self, layer: BudgetLayer, state: SlotState | None, query: torch.Tensor, scale: float
-    ) -> bool:
-        """Whether the next step, of no padding, can be one of these."""
-        if state is None or query.shape[2] > 1 or not self.in_order or not may_look(query.device):
-            return False
-        if layer.rows is not None or not state.uniform or layer.policy.window is not None:
-            return False
-        if not layer.cumulative_length or (self.queries and scale != self.scale):
-            return False
-        # Victims are named at the same steps as ever, whichever way the steps between are done.
-        return self.in_sequence if layer.queued else layer.cumulative_length + layer.interval <= state.widest
-
-    def step(
-        self,
-        layer: BudgetLayer,
-        state: SlotState | None,
-        module: torch.nn.Module,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        scale: float,
-    ) -> torch.Tensor:
-        """One step of ``layer`` (:func:`step`), its query kept."""
-        assert state is not None
-        if len(self.queries) == MOST_BEHIND:
-            self.settle(layer, state)
-        if not layer.queued:
-            layer.queued, self.in_sequence = layer.interval, True
-        output = step(module, query, key, value, state, column=layer.cumulative_length, scale=scale)
-        layer.generating, self.scale = True, scale
-        self.queries.append(query)
-        layer.seen(1)
-        layer.queued -= 1
-        return output
-
-    def settle(self, layer: BudgetLayer, state: SlotState | None) -> None:
-        """Do what is behind."""
-        if self.queries and state is not None:
-            queries, self.queries = self.queries, []
-            end, ahead = layer.cumulative_length, layer.queued
-            catch_up(state, queries, layer.policy, end=end, ahead=ahead, scale=self.scale)
 
 
 def step(
@@ -129,9 +68,14 @@ def catch_up(
         ahead: tokens for which the queue is to name the columns that follow.
         scale: factor of the logits.
     """
-    # Tensors of inference mode can be written to in inference mode alone, and who looks at the state may not be in it.
-    with torch.inference_mode() if state.keys.is_inference() else torch.no_grad():
+    with writing(state):
         _catch_up(state, queries, policy, end, ahead, scale)
+
+
+def writing(state: SlotState) -> AbstractContextManager[object]:
+    """The mode in which the state's tensors can be written to: those made in inference mode only in inference mode, and who
+    looks at the state may not be in it."""
+    return torch.inference_mode() if state.keys.is_inference() else torch.no_grad()
 
 
 def _catch_up(

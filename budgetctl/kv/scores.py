@@ -7,13 +7,15 @@ from collections.abc import Callable
 import torch
 from torch.nn import functional as F
 
-from budgetctl.kernels.kv_reference import guarded
+from budgetctl.kernels.kv_reference import guarded, mean_of_tokens
 from budgetctl.kernels.kv_state import SlotState
 
-__all__ = ["difference", "guarded", "pooled", "redundancy"]
+__all__ = ["difference", "guarded", "mean_of_tokens", "pooled", "redundancy"]
 
 #: Rows of the similarity matrix that are held at a time.
 BLOCK = 256
+#: Norm of a key or a mean of keys below which it has no direction.
+SHORTEST = 1e-12
 
 
 def pooled(state: SlotState, width: int | None, size: int, pool: Callable[..., torch.Tensor]) -> torch.Tensor:
@@ -67,6 +69,11 @@ def difference(state: SlotState, width: int | None = None) -> torch.Tensor:
     Returns:
         [B, H, w] of the dtype of ``state.importance``, from 0 to 2; anything in empty slots.
     """
-    directions = F.normalize(state.heads(state.keys, width).to(state.importance.dtype), dim=3)
-    directions = directions.masked_fill((state.head_positions(width) < 0)[..., None], 0.0)
-    return 1 - F.cosine_similarity(directions, directions.sum(2, keepdim=True), dim=3)
+    keys = state.heads(state.keys, width).to(state.importance.dtype)
+    # Two products with the keys as they are, and none of their directions, which would be a copy of them.
+    shorter = torch.linalg.vector_norm(keys, dim=3).clamp(min=SHORTEST).reciprocal()
+    held = shorter
+    if not (state.full and state.uniform):
+        held = shorter.masked_fill(state.head_positions(width) < 0, 0.0)
+    mean = F.normalize(held[:, :, None] @ keys, dim=3)
+    return 1 - (mean @ keys.mT)[:, :, 0] * shorter

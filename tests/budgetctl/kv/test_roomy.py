@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from budgetctl.kv import POLICIES, BudgetCache, roomy
+from budgetctl.kv import POLICIES, BudgetCache, late, roomy
 from budgetctl.kv.policies import DecayedMax
 
 #: Policies without a window of queries.
@@ -62,7 +62,7 @@ def plainly(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[BudgetCache,
 
     def run(*args: Any, **options: Any) -> tuple[BudgetCache, torch.Tensor]:
         with monkeypatch.context() as patch:
-            patch.setattr(roomy, "may_look", lambda device: False)
+            patch.setattr(late, "may_look", lambda device: False)
             patch.setattr(roomy, "step", None)
             return decode(*args, **options)
 
