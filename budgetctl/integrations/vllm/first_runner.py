@@ -3,24 +3,54 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from budgetctl.delimiters import ThinkingDelimiters
 from budgetctl.integrations.request_table import to_device
 from budgetctl.integrations.vllm.history import Entry, SlotTokens, current_turn, digest
+from budgetctl.integrations.vllm.host_reader import Array, HostReader
 from budgetctl.integrations.vllm.knobs import RequestLimits
 from budgetctl.integrations.vllm.slots import SlotLimits
 from budgetctl.integrations.vllm.step_rows import StepRows
+from budgetctl.protect import Spans
+
+
+@dataclass(frozen=True)
+class _Places:
+    """The batch as it stays until the next update, for ``rows`` rows of logits.
+
+    Args:
+        rows: of the logits.
+        entries: the requests with a limit, in the order of their rows.
+        index: which rows they are, on the device; None for all of them in order.
+        slots: [B] int64, of the entries.
+        on_device: ``slots`` on the device.
+        known: the same as a list.
+        prompts: [B] int64, tokens of the prompts.
+        salts: [B] int64, of the tokens before those that are kept of the prompts.
+    """
+
+    rows: int
+    entries: list[Entry]
+    index: torch.Tensor | None
+    slots: Array
+    on_device: torch.Tensor
+    known: list[int]
+    prompts: Array
+    salts: Array
 
 
 class HostRows:
-    """Which requests with a limit are in the batch, in which rows, and their tokens.
+    """Which requests with a limit are in the batch, in which rows, and what their tokens say.
 
     Args:
         device: of the logits.
         delimiters: the markers.
+        spans: what a close may not cut in two.
         limits_for: of a request, by its sampling parameters and the length of its prompt, None where that is not known.
         limits: where the limits of the requests are kept.
     """
@@ -29,6 +59,7 @@ class HostRows:
         self,
         device: torch.device,
         delimiters: ThinkingDelimiters,
+        spans: Spans | None,
         limits_for: Callable[[Any, int | None], RequestLimits],
         limits: SlotLimits,
     ) -> None:
@@ -37,9 +68,11 @@ class HostRows:
         self._limits_for = limits_for
         self._limits = limits
         self._entries: dict[int, Entry] = {}
-        self._tokens = SlotTokens(device)
-        self._places: tuple[torch.Tensor | None, torch.Tensor, torch.Tensor] | None = None
-        self._places_of = 0
+        self._salts: dict[int, int] = {}
+        cpu = torch.device("cpu")
+        self._reader = HostReader(delimiters, None if spans is None else spans.to(cpu))
+        self._tokens = SlotTokens(self._reader.tail)
+        self._places: _Places | None = None
 
     @property
     def slots(self) -> int:
@@ -74,27 +107,71 @@ class HostRows:
         """
         if not self._entries:
             return None
+        if self._places is None or self._places.rows != rows:
+            self._places = self._arrange(rows)
+        at = self._places
+        lengths = np.array([len(entry.outputs) for entry in at.entries])
+        lengths += at.prompts
+        self._tokens.widen(int(lengths.max()))
+        self._write(at)
+        self._limits.flush()
+        fields = self._reader.read(
+            self._tokens.table, self._tokens.padding, at.slots, lengths, at.prompts, at.salts
+        )
+        tails = self._tokens.table[at.slots[:, None], lengths[:, None] + np.arange(self._tokens.padding)]
+        return StepRows(
+            at.index,
+            to_device(torch.from_numpy(tails), self._device),
+            at.on_device,
+            at.known,
+            self._reader.reading(fields, self._device),
+        )
+
+    def _write(self, at: _Places) -> None:
+        """Write what is new; most often that is one token a row."""
+        ids: list[int] = []
+        for entry in at.entries:
+            outputs, written = entry.outputs, entry.written
+            plain = len(outputs) == written + 1 and (written == 0 or outputs[-2] == entry.last)
+            if not plain or outputs[-1] < 0:
+                break
+            ids.append(outputs[-1])
+        if len(ids) == len(at.entries):
+            columns = [len(entry.prompt) + entry.written + self._tokens.padding for entry in at.entries]
+            self._tokens.table[at.slots, columns] = ids
+            for entry, token in zip(at.entries, ids, strict=True):
+                entry.written += 1
+                entry.last = token
+            return
+        for entry in at.entries:
+            if entry.changed:
+                entry.unread()
+                self._reader.forget(entry.slot)
+            begin = len(entry.prompt) + entry.written
+            new = entry.unwritten()
+            if new:
+                self._tokens.write(entry.slot, begin, new)
+            if not entry.known:
+                raise RuntimeError(
+                    "the engine shows placeholders for sampled tokens, so that budgets cannot be kept: expected the "
+                    "processor to be given by --logits-processors, and not by an entry point; start vLLM so"
+                )
+
+    def _arrange(self, rows: int) -> _Places:
         order = sorted(self._entries)
         entries = [self._entries[row] for row in order]
-        self._tokens.write([(e.slot, *token) for e in entries for token in e.unwritten()])
-        if not all(entry.known for entry in entries):
-            raise RuntimeError(
-                "the engine shows placeholders for sampled tokens, so that budgets cannot be kept: expected the "
-                "processor to be given by --logits-processors, and not by an entry point; start vLLM so"
-            )
-        self._limits.flush()
         known = [entry.slot for entry in entries]
-        if self._places is None or self._places_of != rows:
-            index = None if len(order) == rows else to_device(torch.tensor(order), self._device)
-            slots, prompts = to_device(
-                torch.tensor([known, [len(entry.prompt) for entry in entries]]), self._device
-            )
-            self._places, self._places_of = (index, slots, prompts), rows
-        index, slots, prompts = self._places
-        tokens = [entry.length for entry in entries]
-        lengths = to_device(torch.tensor(tokens), self._device)
-        input_ids = self._tokens.prefixes(slots, lengths, max(tokens))
-        return StepRows(index, input_ids, lengths, prompts, slots, known)
+        slots = np.array(known)
+        return _Places(
+            rows,
+            entries,
+            None if len(order) == rows else to_device(torch.tensor(order), self._device),
+            slots,
+            to_device(torch.from_numpy(slots), self._device),
+            known,
+            np.array([len(entry.prompt) for entry in entries]),
+            np.array([self._salts[slot] for slot in known]),
+        )
 
     def _add(self, row: int, sampling_params: Any, prompt: Sequence[int] | None, outputs: list[int]) -> None:
         thought = self._delimiters
@@ -108,8 +185,11 @@ class HostRows:
         else:
             begin = current_turn(prompt, thought.turn_start_ids)
         entry = Entry(self._tokens.take(), list(prompt[begin:]), outputs)
-        self._tokens.begin(entry.slot, entry.prompt)
-        self._limits.write(entry.slot, limits, digest(prompt[:begin]))
+        self._reader.grow(self._tokens.slots)
+        self._reader.forget(entry.slot)
+        self._tokens.write(entry.slot, 0, entry.prompt)
+        salt = self._salts[entry.slot] = digest(prompt[:begin])
+        self._limits.write(entry.slot, limits, salt)
         self._entries[row] = entry
 
     def _drop(self, row: int) -> None:

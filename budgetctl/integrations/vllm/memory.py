@@ -64,10 +64,12 @@ class SlotPredictions(PredictionTable):
 
 
 class SlotReader(PrefixReader):
-    """A ``PrefixReader`` whose ``start_key`` is a hash of the row without its padding."""
+    """A ``PrefixReader`` whose ``start_key`` is a hash of the row without its padding, or what was read elsewhere."""
 
     def __init__(self, delimiters: ThinkingDelimiters) -> None:
         super().__init__(delimiters)
+        #: Of this step's rows, where they were read already.
+        self.given: Reading | None = None
         #: [B] int64, columns of padding before each row of this step.
         self.padding = torch.zeros(0, dtype=torch.int64)
         #: [B] int64, of the tokens before those of each row.
@@ -77,6 +79,8 @@ class SlotReader(PrefixReader):
         self, input_ids: torch.Tensor, prompt_length: int | torch.Tensor | None, spans: Spans | None
     ) -> Reading:
         """As ``PrefixReader.read``."""
+        if self.given is not None:
+            return self.given
         reading = super().read(input_ids, prompt_length, spans)
         own = hash_rows(input_ids, self.padding, reading.state.thought_start)
         return replace(reading, start_key=hash_of(own, self.salts))

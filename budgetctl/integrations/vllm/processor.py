@@ -49,7 +49,8 @@ class BudgetProcessor:
         slots = 0 if self._states is None else self._states.max_num_reqs
         self._asked = np.zeros(slots, dtype=bool)
         self._limits = SlotLimits(max(slots, 1), self._device)
-        self._rows = HostRows(self._device, served.delimiters, self._limits_for, self._limits)
+        spans = served.boundaries.spans
+        self._rows = HostRows(self._device, served.delimiters, spans, self._limits_for, self._limits)
         self._controller = EngineController(
             served.delimiters, served.forecast, served.boundaries, self._limits, slots, self._device
         )
@@ -117,9 +118,7 @@ class BudgetProcessor:
         scores = logits if found.index is None else logits[found.index]
         if not self._measured:
             self._measure(scores)
-        steered = self._controller.step(
-            found.input_ids, found.lengths, found.prompts, found.slots, found.known, scores
-        )
+        steered = self._controller.step(found, scores)
         return steered if found.index is None else logits.index_copy_(0, found.index, steered)
 
     def _limits_for(self, sampling_params: Any, prompt_length: int | None) -> RequestLimits:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import torch
 
 from budgetctl.closing import Boundaries
@@ -12,6 +10,7 @@ from budgetctl.delimiters import ThinkingDelimiters
 from budgetctl.forecast import LengthForecast
 from budgetctl.integrations.vllm.memory import SlotPredictions, SlotReader
 from budgetctl.integrations.vllm.slots import SlotLimits, SlotRows
+from budgetctl.integrations.vllm.step_rows import StepRows
 
 
 class EngineController(BudgetController):
@@ -42,33 +41,21 @@ class EngineController(BudgetController):
         self._warmth = torch.zeros(0, 1)
         self.keeps_log = False
 
-    def step(
-        self,
-        input_ids: torch.Tensor,
-        lengths: torch.Tensor,
-        prompts: torch.Tensor,
-        slots: torch.Tensor,
-        known: Iterable[int],
-        scores: torch.Tensor,
-    ) -> torch.Tensor:
-        """Steered logits [B, V]; rows without a limit are the same bits.
-
-        Args:
-            input_ids: [B, T] int64, left-padded.
-            lengths: [B] int64, tokens of each row.
-            prompts: [B] int64, tokens of each row's prompt.
-            slots: [B] int64.
-            known: all slots that may be among them, on the host.
-            scores: [B, V] float32 logits.
-        """
-        width = input_ids.shape[1]
-        rows: SlotRows = self._slot_limits.rows(slots, known)
-        self.limits = self.steering.limits = rows  # type: ignore[assignment]
-        self._warmth = rows.temperatures
-        self.prompt_length = width - (lengths - prompts)
-        self.by_slot.slots = slots
-        self._slot_reader.padding, self._slot_reader.salts = width - lengths, rows.salts
-        return self(input_ids, scores)
+    def step(self, rows: StepRows, scores: torch.Tensor) -> torch.Tensor:
+        """Steered logits [B, V] of the ``rows`` with logits ``scores`` [B, V] float32; rows without a limit are the same
+        bits."""
+        limits: SlotRows = self._slot_limits.rows(rows.slots, rows.known)
+        self.limits = self.steering.limits = limits  # type: ignore[assignment]
+        self._warmth = limits.temperatures
+        self.by_slot.slots = rows.slots
+        self._slot_reader.given = rows.reading
+        if rows.reading is None:
+            assert rows.lengths is not None
+            assert rows.prompts is not None
+            width = rows.input_ids.shape[1]
+            self.prompt_length = width - (rows.lengths - rows.prompts)
+            self._slot_reader.padding, self._slot_reader.salts = width - rows.lengths, limits.salts
+        return self(rows.input_ids, scores)
 
     def _temperature(self, rows: int, device: torch.device) -> float | torch.Tensor:
         return self._warmth
