@@ -16,6 +16,7 @@ from budgetctl.integrations.vllm.host_reader import Array, HostReader
 from budgetctl.integrations.vllm.knobs import RequestLimits
 from budgetctl.integrations.vllm.slots import SlotLimits
 from budgetctl.integrations.vllm.step_rows import StepRows
+from budgetctl.integrations.vllm.tally import Facts, Tally
 from budgetctl.protect import Spans
 
 
@@ -53,6 +54,7 @@ class HostRows:
         spans: what a close may not cut in two.
         limits_for: of a request, by its sampling parameters and the length of its prompt, None where that is not known.
         limits: where the limits of the requests are kept.
+        context: most tokens of prompt and generation.
     """
 
     def __init__(
@@ -62,11 +64,14 @@ class HostRows:
         spans: Spans | None,
         limits_for: Callable[[Any, int | None], RequestLimits],
         limits: SlotLimits,
+        context: int,
     ) -> None:
         self._device = device
         self._delimiters = delimiters
         self._limits_for = limits_for
-        self._limits = limits
+        self._limits, self._context = limits, context
+        #: Is told of the requests that leave, where they are counted.
+        self.tally: Tally | None = None
         self._entries: dict[int, Entry] = {}
         self._salts: dict[int, int] = {}
         cpu = torch.device("cpu")
@@ -97,7 +102,7 @@ class HostRows:
             if other is not None and direction.name == "SWAP":
                 self._entries[source] = other
             elif other is not None:
-                self._tokens.give_back(other.slot)
+                self._leave(other)
 
     def step(self, rows: int) -> StepRows | None:
         """The rows with a limit among the ``rows`` of the logits; None when there is none.
@@ -105,11 +110,11 @@ class HostRows:
         Raises:
             RuntimeError: when the engine keeps sampled tokens to itself.
         """
-        if not self._entries:
-            return None
         if self._places is None or self._places.rows != rows:
             self._places = self._arrange(rows)
         at = self._places
+        if not at.entries:
+            return None
         lengths = np.array([len(entry.outputs) for entry in at.entries])
         lengths += at.prompts
         self._tokens.widen(int(lengths.max()))
@@ -143,14 +148,14 @@ class HostRows:
                 entry.written += 1
                 entry.last = token
             return
-        for entry in at.entries:
+        for slot, entry in zip(at.known, at.entries, strict=True):
             if entry.changed:
                 entry.unread()
-                self._reader.forget(entry.slot)
+                self._reader.forget(slot)
             begin = len(entry.prompt) + entry.written
             new = entry.unwritten()
             if new:
-                self._tokens.write(entry.slot, begin, new)
+                self._tokens.write(slot, begin, new)
             if not entry.known:
                 raise RuntimeError(
                     "the engine shows placeholders for sampled tokens, so that budgets cannot be kept: expected the "
@@ -158,10 +163,10 @@ class HostRows:
                 )
 
     def _arrange(self, rows: int) -> _Places:
-        order = sorted(self._entries)
+        order = sorted(row for row, entry in self._entries.items() if entry.slot is not None)
         entries = [self._entries[row] for row in order]
-        known = [entry.slot for entry in entries]
-        slots = np.array(known)
+        known = [entry.slot for entry in entries if entry.slot is not None]
+        slots = np.array(known, dtype=np.int64)
         return _Places(
             rows,
             entries,
@@ -169,14 +174,17 @@ class HostRows:
             slots,
             to_device(torch.from_numpy(slots), self._device),
             known,
-            np.array([len(entry.prompt) for entry in entries]),
-            np.array([self._salts[slot] for slot in known]),
+            np.array([len(entry.prompt) for entry in entries], dtype=np.int64),
+            np.array([self._salts[slot] for slot in known], dtype=np.int64),
         )
 
     def _add(self, row: int, sampling_params: Any, prompt: Sequence[int] | None, outputs: list[int]) -> None:
         thought = self._delimiters
         limits = self._limits_for(sampling_params, None if prompt is None else len(prompt))
-        if not limits.asked:
+        facts = None
+        if self.tally is not None and prompt is not None:
+            facts = Facts.of(sampling_params, limits, len(prompt), self._context, thought)
+        if not limits.asked and facts is None:
             return
         begin = 0
         if prompt is None:  # embeddings: what the template would write is all that can be known
@@ -184,15 +192,26 @@ class HostRows:
             prompt = [*thought.turn_start_ids, *opened]
         else:
             begin = current_turn(prompt, thought.turn_start_ids)
-        entry = Entry(self._tokens.take(), list(prompt[begin:]), outputs)
+        slot = self._tokens.take() if limits.asked else None
+        entry = self._entries[row] = Entry(slot, list(prompt[begin:]), outputs, facts)
+        if slot is None:
+            return
         self._reader.grow(self._tokens.slots)
-        self._reader.forget(entry.slot)
-        self._tokens.write(entry.slot, 0, entry.prompt)
-        salt = self._salts[entry.slot] = digest(prompt[:begin])
-        self._limits.write(entry.slot, limits, salt)
-        self._entries[row] = entry
+        self._reader.forget(slot)
+        self._tokens.write(slot, 0, entry.prompt)
+        salt = self._salts[slot] = digest(prompt[:begin])
+        self._limits.write(slot, limits, salt)
+        if self.tally is not None:
+            self.tally.begin(slot)
 
     def _drop(self, row: int) -> None:
         entry = self._entries.pop(row, None)
         if entry is not None:
+            self._leave(entry)
+
+    def _leave(self, entry: Entry) -> None:
+        """The request has left the batch: at its end, or to come back."""
+        if self.tally is not None and entry.facts is not None:
+            self.tally.left(entry.facts, entry.prompt, entry.outputs, entry.slot)
+        if entry.slot is not None:
             self._tokens.give_back(entry.slot)

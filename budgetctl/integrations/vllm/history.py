@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from budgetctl.integrations.vllm.tally import Facts
+
 #: Tokens before the last header that are kept of a prompt.
 _BEFORE_HEADER = 16
 #: Stands in the place of a sampled token that the host does not know yet.
@@ -38,14 +40,16 @@ class Entry:
     """A request in the batch.
 
     Args:
-        slot: of the request.
+        slot: of the request, None where it has no limit.
         prompt: what is kept of its prompt.
         outputs: the runner's own list of new tokens, which grows.
+        facts: for the counters, None where nothing is counted.
     """
 
-    slot: int
+    slot: int | None
     prompt: list[int]
     outputs: list[int]
+    facts: Facts | None = None
     #: New tokens that are written already, and the last of them.
     written: int = field(default=0, init=False)
     last: int = field(default=_UNKNOWN, init=False)

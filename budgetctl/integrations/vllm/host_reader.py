@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from budgetctl.delimiters import ThinkingDelimiters, Tokens
+from budgetctl.integrations.request_table import to_device
 from budgetctl.integrations.vllm.memory import hash_rows
 from budgetctl.prefix_hash import mix
 from budgetctl.prefix_reader import Reading, read_rows
@@ -95,9 +96,7 @@ class HostReader:
 
     def reading(self, fields: Array, device: torch.device) -> Reading:
         """``fields`` [F, B] as tensors on the ``device``."""
-        held = torch.from_numpy(fields)
-        if device.type != "cpu":
-            held = held.to(device, non_blocking=True)
+        held = to_device(torch.from_numpy(fields), device)
         flags = (held[: len(_BOOLS)] != 0).unbind(0)
         counts = held[len(_BOOLS) :].unbind(0)
         total, start_key, fence_marks = counts[len(_COUNTS) :]
@@ -117,9 +116,7 @@ class HostReader:
             plain &= last != token
         return plain | (fields[_AT["finished"]] != 0)
 
-    def _next(
-        self, before: Array, lengths: Array, last: Array, salts: Array, tails: Array | None
-    ) -> Array:
+    def _next(self, before: Array, lengths: Array, last: Array, salts: Array, tails: Array | None) -> Array:
         """The fields one plain token later."""
         fields = before.copy()
         thinking, started, finished = (before[_AT[name]] != 0 for name in ("thinking", "started", "finished"))
@@ -132,9 +129,7 @@ class HostReader:
             fields[_AT["fence_marks"]] += self._fence[last] & started
         if tails is not None:
             fields[_AT["close_progress"]] = _progress(tails, self._delimiters.forced_end_ids, thinking)
-            fields[_AT["open_progress"]] = _progress(
-                tails, self._delimiters.open_ids, ~thinking & ~finished
-            )
+            fields[_AT["open_progress"]] = _progress(tails, self._delimiters.open_ids, ~thinking & ~finished)
         if np.count_nonzero(started) < len(started):
             key = _hash_of(_hash_of(fields[_AT["total"]], lengths), salts)
             fields[_AT["thought_start"]] = np.where(started, before[_AT["thought_start"]], lengths)

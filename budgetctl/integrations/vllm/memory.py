@@ -34,6 +34,16 @@ class SlotPredictions(PredictionTable):
         self._slot_values = torch.zeros(slots + 1, dtype=dtype, device=device)
         #: [B] int64, of the rows in this step; rows of one slot are of one request.
         self.slots = torch.zeros(0, dtype=torch.int64, device=device)
+        #: Of the values.
+        self.dtype = dtype
+
+    def forget(self, slot: int) -> None:
+        """The slot is another request's now."""
+        self._slot_keys[slot] = 0
+
+    def of_slot(self, slot: int) -> torch.Tensor:
+        """[] what is kept of a slot, nan for nothing."""
+        return torch.where(self._slot_keys[slot] == 0, torch.nan, self._slot_values[slot])
 
     def grow(self, slots: int) -> None:
         """Have room for so many slots."""
@@ -50,9 +60,11 @@ class SlotPredictions(PredictionTable):
 
     def lookup(self, keys: torch.Tensor, otherwise: torch.Tensor) -> torch.Tensor:
         """As ``PredictionTable.lookup``."""
+        if may_look(keys.device):
+            at = self.slots.numpy()
+            if (self._slot_keys.numpy()[at] == keys.numpy()).all():
+                return torch.from_numpy(self._slot_values.numpy()[at]).to(otherwise)
         kept, values = self._slot_keys[self.slots] == keys, self._slot_values[self.slots].to(otherwise)
-        if may_look(keys.device) and bool(kept.all()):
-            return values
         found = torch.where(kept, values, super().lookup(keys, otherwise))
         self._keep(keys, found, ~kept & ~found.isnan())
         return found
@@ -70,6 +82,8 @@ class SlotReader(PrefixReader):
         super().__init__(delimiters)
         #: Of this step's rows, where they were read already.
         self.given: Reading | None = None
+        #: Of the latest step.
+        self.latest: Reading
         #: [B] int64, columns of padding before each row of this step.
         self.padding = torch.zeros(0, dtype=torch.int64)
         #: [B] int64, of the tokens before those of each row.
@@ -80,10 +94,12 @@ class SlotReader(PrefixReader):
     ) -> Reading:
         """As ``PrefixReader.read``."""
         if self.given is not None:
-            return self.given
+            self.latest = self.given
+            return self.latest
         reading = super().read(input_ids, prompt_length, spans)
         own = hash_rows(input_ids, self.padding, reading.state.thought_start)
-        return replace(reading, start_key=hash_of(own, self.salts))
+        self.latest = replace(reading, start_key=hash_of(own, self.salts))
+        return self.latest
 
 
 def hash_rows(input_ids: torch.Tensor, padding: torch.Tensor, stop: torch.Tensor) -> torch.Tensor:

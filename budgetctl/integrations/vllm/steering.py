@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from budgetctl.closing import Boundaries
 from budgetctl.controller import BudgetController
 from budgetctl.delimiters import ThinkingDelimiters
 from budgetctl.forecast import LengthForecast
+from budgetctl.integrations.vllm.counters import Counters
 from budgetctl.integrations.vllm.memory import SlotPredictions, SlotReader
 from budgetctl.integrations.vllm.slots import SlotLimits, SlotRows
 from budgetctl.integrations.vllm.step_rows import StepRows
+from budgetctl.integrations.vllm.tally import Tally
 
 
 class EngineController(BudgetController):
@@ -40,6 +44,18 @@ class EngineController(BudgetController):
         self._reader = self._slot_reader = SlotReader(delimiters)
         self._warmth = torch.zeros(0, 1)
         self.keeps_log = False
+        # vLLM's logits of a step are its processors' own.
+        self.in_place = True
+        self.tally: Tally | None = None
+
+    def count(self, counters: Sequence[Counters], device: torch.device) -> Tally:
+        """Note how each close comes about, for requests whose end is told to ``counters``."""
+        tally = Tally(self.delimiters, counters, self.by_slot, self._slot_reader, device)
+        self.close_log = self.tally = tally  # type: ignore[assignment]
+        self.keeps_log = True
+        # What the model itself wanted is read after guidance.
+        self.in_place = False
+        return tally
 
     def step(self, rows: StepRows, scores: torch.Tensor) -> torch.Tensor:
         """Steered logits [B, V] of the ``rows`` with logits ``scores`` [B, V] float32; rows without a limit are the same
@@ -49,6 +65,8 @@ class EngineController(BudgetController):
         self._warmth = limits.temperatures
         self.by_slot.slots = rows.slots
         self._slot_reader.given = rows.reading
+        if self.tally is not None:
+            self.tally.greedy = limits.greedy
         if rows.reading is None:
             assert rows.lengths is not None
             assert rows.prompts is not None
