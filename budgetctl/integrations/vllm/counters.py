@@ -73,8 +73,8 @@ class SharedCounters:
             self._predicted.inc(report.predicted_tokens)
 
 
-def listening(port: int) -> ServerMetrics:
-    """Counters that this process answers with at ``/metrics`` of the ``port``, 0 for any."""
+def listening(port: int) -> tuple[ServerMetrics, int]:
+    """Counters that this process answers with at ``/metrics`` of the ``port``, 0 for any that is free; and the port."""
     metrics = ServerMetrics()
 
     class Handler(BaseHTTPRequestHandler):
@@ -94,7 +94,7 @@ def listening(port: int) -> ServerMetrics:
     server.daemon_threads = True
     Thread(target=server.serve_forever, name="budgetctl-metrics", daemon=True).start()
     logger.info("budgetctl: metrics at port %d of the engine's process", server.server_port)
-    return metrics
+    return metrics, server.server_port
 
 
 @cache
@@ -115,7 +115,7 @@ def counters_of_environment(engine: int = 0) -> tuple[Counters, ...]:
                 f"{PORT_VARIABLE}={given!r}: expected the number of a port, 1 to 65535; correct it, or leave it unset"
             )
         try:
-            found.append(listening(int(given) + engine))
+            found.append(listening(int(given) + engine)[0])
         except OSError as error:
             raise BudgetctlError(
                 f"{PORT_VARIABLE}={given}: port {int(given) + engine} cannot be listened on ({error.strerror}): "

@@ -82,8 +82,6 @@ class SlotReader(PrefixReader):
         super().__init__(delimiters)
         #: Of this step's rows, where they were read already.
         self.given: Reading | None = None
-        #: Of the latest step.
-        self.latest: Reading
         #: [B] int64, columns of padding before each row of this step.
         self.padding = torch.zeros(0, dtype=torch.int64)
         #: [B] int64, of the tokens before those of each row.
@@ -94,12 +92,10 @@ class SlotReader(PrefixReader):
     ) -> Reading:
         """As ``PrefixReader.read``."""
         if self.given is not None:
-            self.latest = self.given
-            return self.latest
+            return self.given
         reading = super().read(input_ids, prompt_length, spans)
         own = hash_rows(input_ids, self.padding, reading.state.thought_start)
-        self.latest = replace(reading, start_key=hash_of(own, self.salts))
-        return self.latest
+        return replace(reading, start_key=hash_of(own, self.salts))
 
 
 def hash_rows(input_ids: torch.Tensor, padding: torch.Tensor, stop: torch.Tensor) -> torch.Tensor:

@@ -50,7 +50,7 @@ class EngineController(BudgetController):
 
     def count(self, counters: Sequence[Counters], device: torch.device) -> Tally:
         """Note how each close comes about, for requests whose end is told to ``counters``."""
-        tally = Tally(self.delimiters, counters, self.by_slot, self._slot_reader, device)
+        tally = Tally(self.delimiters, counters, self.by_slot, device)
         self.close_log = self.tally = tally  # type: ignore[assignment]
         self.keeps_log = True
         # What the model itself wanted is read after guidance.

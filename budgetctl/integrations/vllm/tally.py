@@ -16,7 +16,7 @@ from budgetctl.budget import NO_CAP
 from budgetctl.delimiters import ThinkingDelimiters
 from budgetctl.integrations.vllm.counters import Counters
 from budgetctl.integrations.vllm.knobs import RequestLimits
-from budgetctl.integrations.vllm.memory import SlotPredictions, SlotReader
+from budgetctl.integrations.vllm.memory import SlotPredictions
 from budgetctl.predicted_caps import share_of
 from budgetctl.segments import split_sequence
 from budgetctl.telemetry import ThoughtReport
@@ -90,13 +90,13 @@ class _Left:
 
 
 class Tally:
-    """Stands in for a controller's ``CloseLog``, with one note a slot.
+    """Stands in for a controller's ``CloseLog``: of each slot, the latest steps inside its thought are noted, as many as a
+    close may have tokens. With drafts, which are several steps of a slot at once, a note may be of another of them.
 
     Args:
         delimiters: the markers.
         counters: to be told.
         predictions: by slot.
-        reader: of the rows, which knows how far a close is written.
         device: of the logits.
     """
 
@@ -105,12 +105,12 @@ class Tally:
         delimiters: ThinkingDelimiters,
         counters: Sequence[Counters],
         predictions: SlotPredictions,
-        reader: SlotReader,
         device: torch.device,
     ) -> None:
         self._delimiters, self._counters = delimiters, tuple(counters)
-        self._predictions, self._reader, self._device = predictions, reader, device
-        self._kinds = torch.zeros(0, dtype=torch.int64, device=device)
+        self._predictions, self._device = predictions, device
+        longest = max(map(len, (*delimiters.all_ends, delimiters.forced_end_ids)))
+        self._kinds = torch.zeros(0, longest, dtype=torch.int64, device=device)
         #: [B] bool, rows of the coming step that take the likeliest token.
         self.greedy = torch.zeros(0, dtype=torch.bool, device=device)
         self._queue: Queue[_Left] = Queue()
@@ -123,7 +123,7 @@ class Tally:
         missing = slot + 1 - len(self._kinds)
         if missing > 0:
             added = max(missing, len(self._kinds), 16)
-            self._kinds = torch.nn.functional.pad(self._kinds, (0, added))
+            self._kinds = torch.nn.functional.pad(self._kinds, (0, 0, 0, added))
         self._kinds[slot] = _NATURAL
 
     def record(
@@ -135,15 +135,13 @@ class Tally:
         forced: torch.Tensor,
         exited: torch.Tensor | None = None,
     ) -> None:
-        """As ``CloseLog.record``, by slot: what a close would be that begins, or goes on, at this step."""
+        """As ``CloseLog.record``, by slot: what a close would be whose token is written at this step."""
         slots = self._predictions.slots
         noted = self._kinds[slots]
         own = torch.where(self.greedy, preferred, before >= _OWN_SHARE * torch.where(forced, 1.0, after))
         code = torch.where(own, _NATURAL, torch.where(forced, _FORCED, _STEERED))
-        # How it began tells what a close is, unless the controller had to finish it.
-        begun = self._reader.latest.state.close_progress > 0
-        code = torch.where(begun & (code != _FORCED), noted, code)
-        self._kinds[slots] = torch.where(keys != 0, code, noted)
+        later = torch.cat([noted[:, 1:], code[:, None]], 1)
+        self._kinds[slots] = torch.where(keys[:, None] != 0, later, noted)
 
     def left(self, facts: Facts, prompt: list[int], new_ids: Sequence[int], slot: int | None) -> None:
         """A request has left the batch.
@@ -175,11 +173,13 @@ class Tally:
         self._queue.join()
 
     def _copied(self, slot: int | None) -> tuple[torch.Tensor | None, Any]:
-        """[2] float64, code of the close and predicted length (nan for none) of a slot, and the event of the copies."""
+        """[1 + m] float64, predicted length (nan for none) and codes of the latest steps of a slot, and the event of the
+        copies."""
         noted, ready = None, None
         if slot is not None:
             predicted = self._predictions.of_slot(slot)
-            noted = torch.stack([self._kinds[slot].double(), predicted.double()]).to("cpu", non_blocking=True)
+            noted = torch.cat([predicted.double()[None], self._kinds[slot].double()])
+            noted = noted.to("cpu", non_blocking=True)
         if self._device.type == "cuda":
             ready = torch.cuda.Event()
             ready.record()
@@ -205,7 +205,7 @@ class Tally:
         ended = left.facts.ended(new_ids)
         if ended is None or prompt is None:
             return
-        code, predicted = (_NATURAL, torch.nan) if left.noted is None else left.noted.tolist()
+        predicted, *codes = [torch.nan] if left.noted is None else left.noted.tolist()
         length = None if predicted != predicted else predicted
         parts = split_sequence([*prompt, *ended], len(prompt), self._delimiters)
         report = ThoughtReport(
@@ -213,11 +213,19 @@ class Tally:
             answer_tokens=len(parts.answer),
             thinking_budget=budget_of(left.facts.limits, length, self._predictions.dtype),
             predicted_tokens=length,
-            close="none" if parts.close_span is None else _KINDS[int(code)],
+            close=kind_of(parts.close_span, codes),
             leaked=parts.stray_markers > 0,
         )
         for counters in self._counters:
             counters.note(report, left.facts.prompt_tokens)
+
+
+def kind_of(close_span: tuple[int, int] | None, codes: Sequence[float]) -> str:
+    """Of a close in these columns, with the codes of the latest steps in the thought, () for none."""
+    if close_span is None:
+        return "none"
+    of_close = codes[len(codes) - (close_span[1] - close_span[0]) :] or [_NATURAL]
+    return _KINDS[_FORCED if _FORCED in of_close else int(of_close[0])]
 
 
 def budget_of(limits: RequestLimits, predicted: float | None, dtype: torch.dtype) -> int | None:
