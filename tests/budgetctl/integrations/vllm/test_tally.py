@@ -64,7 +64,7 @@ def reported(alone: BudgetController, tokens: list[int], prompt: int) -> Thought
 
 
 def alike(one: float | None, other: float | None) -> bool:
-    return one is None and other is None or abs((one or 0) - (other or 0)) <= 1e-5 * abs(other or 0)
+    return (one is None and other is None) or abs((one or 0) - (other or 0)) <= 1e-5 * abs(other or 0)
 
 
 @settings(PROFILE, max_examples=10)
