@@ -100,9 +100,20 @@ class HostReader:
         flags = (held[: len(_BOOLS)] != 0).unbind(0)
         counts = held[len(_BOOLS) :].unbind(0)
         total, start_key, fence_marks = counts[len(_COUNTS) :]
+        thinking, started, at_start, closed, finished = flags
+        used, close_progress, open_progress, thought_start, generated, answer_tokens = counts[: len(_COUNTS)]
         state = ThinkingState(
-            **dict(zip(_BOOLS, flags, strict=True)),
-            **dict(zip(_COUNTS, counts, strict=False)),
+            thinking,
+            used,
+            started,
+            at_start,
+            closed,
+            finished,
+            close_progress,
+            open_progress,
+            thought_start,
+            generated,
+            answer_tokens,
         )
         return Reading(state, total, start_key, fence_marks)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import torch
 
 from budgetctl.delimiters import ThinkingDelimiters
@@ -58,12 +59,17 @@ class SlotPredictions(PredictionTable):
         super().store(keys, values, where)
         self._keep(keys, values, where)
 
+    def all_of(self, keys: torch.Tensor) -> torch.Tensor | None:
+        """As ``PredictionTable.all_of``."""
+        if not may_look(keys.device):
+            return None
+        at, wanted = self.slots.numpy(), keys.numpy()
+        if np.count_nonzero(self._slot_keys.numpy()[at] == wanted) < len(wanted):
+            return None
+        return torch.from_numpy(self._slot_values.numpy()[at])
+
     def lookup(self, keys: torch.Tensor, otherwise: torch.Tensor) -> torch.Tensor:
         """As ``PredictionTable.lookup``."""
-        if may_look(keys.device):
-            at = self.slots.numpy()
-            if (self._slot_keys.numpy()[at] == keys.numpy()).all():
-                return torch.from_numpy(self._slot_values.numpy()[at]).to(otherwise)
         kept, values = self._slot_keys[self.slots] == keys, self._slot_values[self.slots].to(otherwise)
         found = torch.where(kept, values, super().lookup(keys, otherwise))
         self._keep(keys, found, ~kept & ~found.isnan())
