@@ -90,12 +90,10 @@ def predicted_length(
 def share_of(predicted: torch.Tensor, fractions: torch.Tensor, minimum: torch.Tensor) -> torch.Tensor:
     """[B] int64 tokens: at least one and ``minimum`` [B], ``NO_CAP`` for an infinite fraction."""
     if may_look(predicted.device) and predicted.dtype in DTYPES:
-        share, wanted = array_of(predicted), array_of(fractions)
+        lengths, wanted = array_of(predicted), array_of(fractions)
         with np.errstate(invalid="ignore"):
-            share = np.where(
-                np.isfinite(wanted), wanted.astype(share.dtype) * share, share.dtype.type(NO_CAP)
-            )
-            tokens = np.minimum(np.maximum(np.rint(share), 1), NO_CAP).astype(np.int64)
+            parts = np.where(np.isfinite(wanted), wanted.astype(lengths.dtype) * lengths, float(NO_CAP))
+            tokens = np.minimum(np.maximum(np.rint(parts), 1), NO_CAP).astype(np.int64)
         return torch.from_numpy(np.maximum(tokens, array_of(minimum)))
     share = torch.where(fractions.isfinite(), fractions.to(predicted.dtype) * predicted, float(NO_CAP))
     return torch.maximum(share.round().clamp(1, NO_CAP).to(torch.int64), minimum)
