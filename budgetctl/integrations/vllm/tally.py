@@ -10,6 +10,7 @@ from queue import Queue
 from threading import Thread
 from typing import Any
 
+import numpy as np
 import torch
 
 from budgetctl.budget import NO_CAP
@@ -17,6 +18,7 @@ from budgetctl.delimiters import ThinkingDelimiters
 from budgetctl.integrations.vllm.counters import Counters
 from budgetctl.integrations.vllm.knobs import RequestLimits
 from budgetctl.integrations.vllm.memory import SlotPredictions
+from budgetctl.kernels.host_reads import array_of, may_look
 from budgetctl.predicted_caps import share_of
 from budgetctl.segments import split_sequence
 from budgetctl.telemetry import ThoughtReport
@@ -26,6 +28,8 @@ _KINDS = ("natural", "steered", "forced")
 _NATURAL, _STEERED, _FORCED = range(3)
 #: Share of its probability that the model itself gives to a natural close.
 _OWN_SHARE = 0.5
+
+Array = np.ndarray[Any, Any]
 
 logger = logging.getLogger("vllm.budgetctl")
 
@@ -137,11 +141,25 @@ class Tally:
     ) -> None:
         """As ``CloseLog.record``, by slot: what a close would be whose token is written at this step."""
         slots = self._predictions.slots
+        if may_look(slots.device):
+            self._record_on_host(*map(array_of, (slots, keys, before, after, preferred, forced)))
+            return
         noted = self._kinds[slots]
         own = torch.where(self.greedy, preferred, before >= _OWN_SHARE * torch.where(forced, 1.0, after))
         code = torch.where(own, _NATURAL, torch.where(forced, _FORCED, _STEERED))
         later = torch.cat([noted[:, 1:], code[:, None]], 1)
         self._kinds[slots] = torch.where(keys[:, None] != 0, later, noted)
+
+    def _record_on_host(
+        self, slots: Array, keys: Array, before: Array, after: Array, preferred: Array, forced: Array
+    ) -> None:
+        """The same by NumPy, whose operations on few numbers cost less."""
+        own = np.where(array_of(self.greedy), preferred, before >= _OWN_SHARE * np.where(forced, 1.0, after))
+        code = np.where(own, _NATURAL, np.where(forced, _FORCED, _STEERED))
+        thinking = keys != 0
+        at, kinds = slots[thinking], array_of(self._kinds)
+        kinds[at, :-1] = kinds[at, 1:]
+        kinds[at, -1] = code[thinking]
 
     def left(self, facts: Facts, prompt: list[int], new_ids: Sequence[int], slot: int | None) -> None:
         """A request has left the batch.
