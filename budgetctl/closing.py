@@ -25,6 +25,9 @@ WINDOW_FIT = 0.5
 _SENTENCE_ENDS = (".", "!", "?", "\u3002", "\uff01", "\uff1f", "\u2026")  # also CJK marks and the ellipsis
 _CLOSING_MARKS = "\"')]}*\u201d\u2019\u00bb"
 
+#: What NumPy folds, and the lowest number of each.
+_LEAST = {dtype: torch.finfo(dtype).min for dtype in (torch.float32, torch.float64)}
+
 
 @dataclass(frozen=True)
 class Boundaries:
@@ -66,6 +69,10 @@ def closing_window(caps: torch.Tensor, room: torch.Tensor | int | None) -> torch
         caps: [B] int64 thinking budgets.
         room: [B] or one for all, new tokens before the close must begin; None for no such limit.
     """
+    if isinstance(room, torch.Tensor) and may_look(caps.device):
+        tokens = np.minimum(array_of(caps), array_of(room)).astype(np.float32)
+        window = np.minimum(np.ceil(tokens * np.float32(WINDOW_SHARE)), WINDOW_TOKENS)
+        return torch.from_numpy(window.astype(np.int64))
     whole = caps if room is None else caps.clamp(max=room)
     return (whole * WINDOW_SHARE).ceil().clamp(max=WINDOW_TOKENS).to(torch.int64)
 
@@ -176,7 +183,7 @@ def fold_end_of_sequence(
     With ``in_place`` the ``scores`` [B, V] themselves are written to."""
     if not eos_ids or not may_hold(rows):
         return scores
-    if may_look(scores.device) and scores.dtype in (torch.float32, torch.float64):
+    if may_look(scores.device) and scores.dtype in _LEAST:
         folded = scores if in_place else scores.clone()
         _fold_on_host(folded, rows, eos_ids, closing_ids, temperature)
         return folded
@@ -200,12 +207,12 @@ def _fold_on_host(
 ) -> None:
     """The same in place by NumPy, whose operations on few numbers cost less."""
     values, where = array_of(scores), array_of(rows)[:, None]
-    at, ends = np.arange(len(values))[:, None], np.array(eos_ids)
+    at, ends = np.arange(len(values))[:, None], array_of(constant(eos_ids, scores.device))
     closing = array_of(closing_ids)[:, None]
     chosen, eos = values[at, closing], values[:, ends]
     both = np.concatenate([chosen, eos], 1, dtype=np.float64)
     warmth = temperature if isinstance(temperature, int | float) else array_of(temperature)
-    base = np.maximum(np.maximum.reduce(both, axis=1, keepdims=True), float(np.finfo(values.dtype).min))
+    base = np.maximum(np.maximum.reduce(both, axis=1, keepdims=True), _LEAST[scores.dtype])
     with np.errstate(divide="ignore"):
         joined = base + warmth * np.log(np.add.reduce(np.exp((both - base) / warmth), axis=1, keepdims=True))
     values[:, ends] = np.where(where, -np.inf, eos)

@@ -123,6 +123,8 @@ class BudgetController(LogitsProcessor):
         self.greedy = greedy
         #: Keeps the model's own logits where other processors come before this one.
         self.raw: RawLogits | None = None
+        #: Whether the logits of a step may be written to; what was given is gone then.
+        self.in_place = False
         #: Whether no other processor comes before this one, so that it gets the model's own logits.
         self.first = False
         #: What the latest call returned, for a processor further down that finds every token banned.
@@ -206,7 +208,10 @@ class BudgetController(LogitsProcessor):
         answering = limited & ~state.thinking & ~state.finished
         if may_hold(answering):
             room = limits.room - state.generated
-            result = guard_answer(result, input_ids, state, self.delimiters, answering, left, window, room)
+            own = self.in_place or result is not scores
+            result = guard_answer(
+                result, input_ids, state, self.delimiters, answering, left, window, room, in_place=own
+            )
         if self.keeps_latest:
             self.latest = result.clone()
         return result
@@ -253,6 +258,7 @@ class BudgetController(LogitsProcessor):
                 closing_ids=closing_ids,
                 boundaries=self.boundaries,
                 temperature=temperature,
+                in_place=self.in_place,
             )
         open_ended = active & ~spent
         foldable, minimum = active, None
@@ -265,7 +271,7 @@ class BudgetController(LogitsProcessor):
             open_ended = open_ended & ~extended
             foldable = foldable | (active & extended)
         eos_ids = tuple(token for token in self.delimiters.eos_ids if token < scores.shape[1])
-        own = steered is not scores
+        own = self.in_place or steered is not scores
         steered = fold_end_of_sequence(steered, foldable, eos_ids, forced_ids, temperature, in_place=own)
         if self.extension is not None:
             steered = self.extension.apply(steered, input_ids, state, extended, closing_ids, temperature)
@@ -281,7 +287,10 @@ class BudgetController(LogitsProcessor):
         inside = None
         if self.boundaries is not None and self.boundaries.spans is not None:
             inside = (reading.fence_marks % 2 == 1) & active
-            steered = self.boundaries.spans.keep_whole(steered, input_ids, active & ~spent, inside, unbroken)
+            own = self.in_place or steered is not scores
+            steered = self.boundaries.spans.keep_whole(
+                steered, input_ids, active & ~spent, inside, unbroken, in_place=own
+            )
             early = early & ~inside
         whole = active if inside is None else active & ~inside
         note = None
@@ -315,7 +324,7 @@ class BudgetController(LogitsProcessor):
                 exits,
                 greedy=self.greedy,
             )
-        return force_tokens(steered, forced, forced_ids)
+        return force_tokens(steered, forced, forced_ids, in_place=self.in_place or steered is not scores)
 
     def _temperature(self, rows: int, device: torch.device) -> float | torch.Tensor:
         """A number, or [rows, 1]."""

@@ -106,12 +106,22 @@ class LengthForecast:
         rows: torch.Tensor,
         *,
         interval: bool,
+        out: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Guided logits [B, V] (a new tensor) and the state's log P(fit) [B]; arguments as
+        """Guided logits [B, V] (a new tensor unless ``out`` is given) and the state's log P(fit) [B]; arguments as
         :func:`~budgetctl.kernels.gamma_guidance.gamma_guidance` describes them."""
         if torch.is_grad_enabled():
             with torch.no_grad():
-                return self.guide(scores, outlook, candidate_scores, candidate_ids, rows, interval=interval)
+                return self.guide(
+                    scores, outlook, candidate_scores, candidate_ids, rows, interval=interval, out=out
+                )
         return gamma_guidance(
-            scores, outlook.features, self.head, candidate_scores, candidate_ids, rows, interval=interval
+            scores,
+            outlook.features,
+            self.head,
+            candidate_scores,
+            candidate_ids,
+            rows,
+            interval=interval,
+            out=out,
         )

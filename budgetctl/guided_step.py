@@ -26,6 +26,7 @@ def guided_step(
     strength: float,
     temperature: float | torch.Tensor,
     outlook: Outlook,
+    out: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Guided scores [B, V], and the state's log P(fit) [B].
 
@@ -39,10 +40,11 @@ def guided_step(
         strength: guidance strength.
         temperature: of the sampling that follows, a number or [B].
         outlook: the forecast at this step.
+        out: where the guided scores go, ``scores`` itself to work in place; None for a new tensor.
     """
     rows = pack_rows(action, left, closing_ids, strength=strength, temperature=temperature, lower=lower)
     top, candidates = top_candidates(scores, min(CANDIDATES, scores.shape[1]))
-    return forecast.guide(scores, outlook, top, candidates, rows, interval=lower is not None)
+    return forecast.guide(scores, outlook, top, candidates, rows, interval=lower is not None, out=out)
 
 
 def guided_step_of_logits(

@@ -6,6 +6,7 @@ import torch
 
 from budgetctl.closing import next_marker_ids
 from budgetctl.delimiters import ThinkingDelimiters, Tokens
+from budgetctl.kernels.host_reads import may_look
 from budgetctl.on_device import constant, may_hold
 from budgetctl.score_edits import ban_tokens, dead_rows, unless_dead
 from budgetctl.state import ThinkingState
@@ -20,6 +21,8 @@ def guard_answer(
     left: torch.Tensor,
     window: torch.Tensor,
     room: torch.Tensor,
+    *,
+    in_place: bool = False,
 ) -> torch.Tensor:
     """Scores [B, V] that cannot complete a marker which does not belong there.
 
@@ -35,31 +38,44 @@ def guard_answer(
         left: [B] int64 thinking tokens left.
         window: [B] int64 length of the closing window; a thought opened inside it would be closed at once.
         room: [B] int64 new tokens before the close of a thought must begin; no thought is opened after them.
+        in_place: the ``scores`` may be written to.
     """
     answering, waiting = state.closed & rows, ~state.started & rows
-    guarded = scores
+    edits: list[tuple[torch.Tensor, torch.Tensor]] = []
     if not delimiters.resumes_turn:  # there, every message of an answer ends as a thought does
         endings = _beginnings(delimiters.end_variants, delimiters.close_refusal)
         closing_ids, completes = next_marker_ids(input_ids, state.answer_tokens, endings)
-        guarded = ban_tokens(scores, closing_ids, completes & answering[:, None])
+        edits.append((closing_ids, completes & answering[:, None]))
     openings = delimiters.all_opens
+    if openings:
+        # The marker of a second thought counts as thinking, and at least one token must follow it.
+        marker = constant(tuple(map(len, openings)), scores.device)
+        full = (left[:, None] <= marker) | (left <= window)[:, None]
+        beginnings = _beginnings(openings, delimiters.open_refusal)
+        # What follows the refused token is written before the thought is open.
+        rest = marker - constant(tuple(map(len, beginnings)), scores.device)
+        late = room[:, None] <= rest
+        banned = (answering[:, None] & full) | (waiting[:, None] & late)
+        within = torch.where(state.started, state.answer_tokens, input_ids.shape[1])
+        opening_ids, completes = next_marker_ids(input_ids, within, beginnings)
+        edits.append((opening_ids, banned & completes))
+    edits = [(ids, rows) for ids, rows in edits if may_hold(rows)]
+    if not edits:
+        return scores
+    ids, rows = (torch.cat(parts, 1) if len(edits) > 1 else parts[0] for parts in zip(*edits, strict=True))
+    in_place = in_place and may_look(scores.device)
+    came = scores.gather(1, ids) if in_place else None
+    guarded = ban_tokens(scores, ids, rows, in_place=in_place)
+    if not may_hold(dead_rows(guarded)):
+        return guarded
+    if came is not None:
+        guarded = guarded.clone()
+        scores.scatter_(1, ids, came)
     if not openings:
         return unless_dead(guarded, scores)
-    # The marker of a second thought counts as thinking, and at least one token must follow it.
-    marker = constant(tuple(map(len, openings)), scores.device)
-    full = (left[:, None] <= marker) | (left <= window)[:, None]
-    beginnings = _beginnings(openings, delimiters.open_refusal)
-    # What follows the refused token is written before the thought is open.
-    rest = marker - constant(tuple(map(len, beginnings)), scores.device)
-    late = room[:, None] <= rest
-    banned = (answering[:, None] & full) | (waiting[:, None] & late)
-    within = torch.where(state.started, state.answer_tokens, input_ids.shape[1])
-    opening_ids, completes = next_marker_ids(input_ids, within, beginnings)
-    banned = banned & completes
-    guarded = ban_tokens(guarded, opening_ids, banned)
-    if guarded is scores or not may_hold(dead_rows(guarded)):
-        return guarded
-    in_budget = ban_tokens(scores, opening_ids, banned)
+    in_budget = scores
+    if edits[-1][0] is opening_ids:
+        in_budget = ban_tokens(scores, *edits[-1])
     ended = _ended(in_budget, scores, delimiters.eos_ids)
     return unless_dead(unless_dead(guarded, in_budget), ended)
 

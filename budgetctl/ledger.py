@@ -33,6 +33,10 @@ class PredictionTable:
         self._keys[slots] = torch.where(where, keys, 0)
         self._values[slots] = values
 
+    def all_of(self, keys: torch.Tensor) -> torch.Tensor | None:
+        """[B] values, where the host knows at once that there is one for each of ``keys`` [B]; None otherwise."""
+        return None
+
     def lookup(self, keys: torch.Tensor, otherwise: torch.Tensor) -> torch.Tensor:
         """[B] stored values; ``otherwise`` [B] where there is none. ``keys`` [B] may be on another device (reports)."""
         if self._keys is None or self._values is None:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
 from budgetctl.budget import NO_CAP
 from budgetctl.forecast import LengthForecast, Outlook
+from budgetctl.kernels.host_reads import array_of, may_look
 from budgetctl.ledger import PredictionTable
 from budgetctl.limits import RowLimits, RowTensors
 from budgetctl.on_device import may_hold
 from budgetctl.prefix_reader import Reading
+
+#: Of predicted lengths that NumPy has.
+DTYPES = frozenset({torch.float32, torch.float64})
 
 
 class ForecastOfStep:
@@ -70,6 +75,9 @@ def predicted_length(
 ) -> torch.Tensor:
     """[B] natural length of each row's thought in tokens, as it was predicted at its first token; where that is not known,
     what is used and the forecast of this step."""
+    known = predictions.all_of(reading.start_key)
+    if known is not None:
+        return known
     used = reading.state.used
     predicted = predictions.lookup(
         reading.start_key, torch.full(used.shape, torch.nan, dtype=forecast.dtype, device=used.device)
@@ -81,5 +89,11 @@ def predicted_length(
 
 def share_of(predicted: torch.Tensor, fractions: torch.Tensor, minimum: torch.Tensor) -> torch.Tensor:
     """[B] int64 tokens: at least one and ``minimum`` [B], ``NO_CAP`` for an infinite fraction."""
+    if may_look(predicted.device) and predicted.dtype in DTYPES:
+        lengths, wanted = array_of(predicted), array_of(fractions)
+        with np.errstate(invalid="ignore"):
+            parts = np.where(np.isfinite(wanted), wanted.astype(lengths.dtype) * lengths, float(NO_CAP))
+            tokens = np.minimum(np.maximum(np.rint(parts), 1), NO_CAP).astype(np.int64)
+        return torch.from_numpy(np.maximum(tokens, array_of(minimum)))
     share = torch.where(fractions.isfinite(), fractions.to(predicted.dtype) * predicted, float(NO_CAP))
     return torch.maximum(share.round().clamp(1, NO_CAP).to(torch.int64), minimum)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from transformers import PreTrainedTokenizerBase
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
+from budgetctl.kernels.host_reads import may_look
 from budgetctl.on_device import may_hold
-from budgetctl.score_edits import force_tokens, unless_dead
+from budgetctl.score_edits import dead_rows, force_tokens, unless_dead
 from budgetctl.spelling import encode
 
 FENCE = "```"
@@ -63,6 +65,8 @@ class Spans:
         rows: torch.Tensor,
         inside: torch.Tensor,
         left: torch.Tensor,
+        *,
+        in_place: bool = False,
     ) -> torch.Tensor:
         """Scores [B, V] of rows [B, T] that begin nothing that could not be finished, unless other processors have left
         nothing else, and finish a fence in time.
@@ -73,12 +77,50 @@ class Spans:
             rows: [B] bool, rows inside a limited thought that has tokens left.
             inside: [B] bool, a fence is open.
             left: [B] int64 thinking tokens left.
+            in_place: the ``scores`` may be written to.
         """
         # No character has more than four bytes.
-        if not may_hold(rows & (left <= len(self.fence_end) + 4)):
+        near = rows & (left <= len(self.fence_end) + 4)
+        if not may_hold(near):
             return scores
+        if may_look(scores.device):
+            whole = scores if in_place else scores.clone()
+            self._ban_on_host(whole, near, inside, left)
+            return force_tokens(whole, *self.fence_steps(input_ids, inside & rows, left), in_place=True)
         allowed = scores.masked_fill(self.forbidden(rows, inside, left), -torch.inf)
         return force_tokens(unless_dead(allowed, scores), *self.fence_steps(input_ids, inside & rows, left))
+
+    def _ban_on_host(
+        self, scores: torch.Tensor, rows: torch.Tensor, inside: torch.Tensor, left: torch.Tensor
+    ) -> None:
+        """Ban what is :meth:`forbidden` in place: only few tokens are, alike for the rows that are as near to their
+        end."""
+        size = len(self.fence_end)
+        at = rows.nonzero()[:, 0]
+        fenced, room = inside[at], left[at]
+        lacking = (room - size * fenced).clamp(1, 4)
+        groups = lacking * 2 + (~fenced & (room <= size))
+        for group in groups.unique().tolist():
+            parts = [self._unfinished[group // 2], self._fences[: len(self._fences) * (group % 2)]]
+            ids = torch.cat(parts)
+            of = at[groups == group][:, None]
+            came = scores[of, ids]
+            scores[of, ids] = -torch.inf
+            dead = dead_rows(scores, of[:, 0])
+            if may_hold(dead):  # other processors have left nothing else
+                scores[of[dead], ids] = came[dead]
+
+    @cached_property
+    def _fences(self) -> torch.Tensor:
+        """Tokens that open or close a fence; none where a fence could not be closed."""
+        return self.fence.nonzero()[:, 0] if self.fence_end else self.fence.new_zeros(0, dtype=torch.int64)
+
+    @cached_property
+    def _unfinished(self) -> dict[int, torch.Tensor]:
+        """Tokens whose last character lacks so many bytes or more, by that number (1 to 4)."""
+        if self.missing is None:
+            return dict.fromkeys(range(1, 5), self._fences[:0])
+        return {room: (self.missing >= room).nonzero()[:, 0] for room in range(1, 5)}
 
     def fence_steps(
         self, input_ids: torch.Tensor, inside: torch.Tensor, left: torch.Tensor

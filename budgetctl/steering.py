@@ -64,6 +64,7 @@ class Steering:
         closing_ids: torch.Tensor,
         boundaries: Boundaries | None,
         temperature: float | torch.Tensor,
+        in_place: bool = False,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Guided scores [B, V], and [B] log probability by the state alone that the thought ends in time; None where
         no row is steered or ``near``, as far as that is known on the host.
@@ -82,6 +83,7 @@ class Steering:
             closing_ids: [B, c] int64, tokens that close, or go on closing, the thought.
             boundaries: line ends, for guidance by lines.
             temperature: a number or [B, 1].
+            in_place: write the guided scores into ``scores``, unless guidance is compiled.
         """
         assert self.forecast is not None
         steered = torch.zeros_like(active)
@@ -100,7 +102,8 @@ class Steering:
         warmth = temperature if isinstance(temperature, int | float) else temperature[:, 0]
         step = (action, left, closing_ids, lower, self.strength, warmth)
         if self.compiled is None:
-            return guided_step(self.forecast, scores, *step, forecast.outlook())
+            out = scores if in_place else None
+            return guided_step(self.forecast, scores, *step, forecast.outlook(), out)
         return self.compiled(self.forecast, scores, forecast.scores, forecast.own_logits, *step)
 
     def guided(

@@ -188,7 +188,8 @@ def quality_table(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def prompts_for(model: str | None) -> list[list[int]]:
-    """Questions of the embedded reasoner; of another model, a request with an opened thought."""
+    """Questions of the embedded reasoner; of another model, a request with an opened thought, at
+    whose first token its length is predicted."""
     if model is None:
         _, tokenizer = load_reasoner()
         texts = chat_prompts(tokenizer, take_questions("test", 64, min_level=7))
@@ -197,7 +198,7 @@ def prompts_for(model: str | None) -> list[list[int]]:
 
     tokenizer = AutoTokenizer.from_pretrained(model)
     asked = [{"role": "user", "content": "Name three colours that a ripe apple can have, and say why."}]
-    text = tokenizer.apply_chat_template(asked, add_generation_prompt=True, tokenize=False) + "<think>\n"
+    text = tokenizer.apply_chat_template(asked, add_generation_prompt=True, tokenize=False) + "<think>"
     return [tokenizer(text, add_special_tokens=False).input_ids]
 
 

@@ -82,7 +82,7 @@ class LogitsHiddenState:
     def anchor_logits(self, scores: torch.Tensor) -> torch.Tensor:
         """[B, K] of logits [B, V], in ``dtype``."""
         if not self._everything:
-            scores = scores[:, self.anchors]
+            scores = scores.index_select(1, self.anchors)
         elif scores.shape[1] > self._count:
             scores = scores[:, : self._count]
         return scores if scores.dtype == self.dtype else scores.to(self.dtype)

@@ -6,11 +6,13 @@ import importlib.metadata
 import importlib.util
 import os
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from budgetctl.delimiters import ThinkingDelimiters, find_delimiters
 from budgetctl.errors import BudgetctlError
+from budgetctl.integrations.vllm.counters import FOLDER_VARIABLE
 from budgetctl.integrations.vllm.served_model import PREDICTOR_VARIABLE
 from budgetctl.predictors.artifact import load_predictor
 from budgetctl.reasoner.load import PREDICTOR, WEIGHTS
@@ -66,6 +68,9 @@ def serve_with_vllm(
     environment = dict(os.environ)
     if source is not None:
         environment[PREDICTOR_VARIABLE] = str(source)
+    if not environment.get(FOLDER_VARIABLE):
+        # The counters of the engine's process stand in the /metrics of the one that answers.
+        environment[FOLDER_VARIABLE] = tempfile.mkdtemp(prefix="budgetctl-metrics-")
     flags = vllm_flags(model, host, port, others, markers_of(model))
     command = [sys.executable, "-m", *entry(str(WEIGHTS) if model is None else model), *flags]
     os.execve(sys.executable, command, environment)

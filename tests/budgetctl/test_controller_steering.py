@@ -173,7 +173,7 @@ class Fixed:
     def natural_length(self, outlook: object) -> torch.Tensor:
         return torch.tensor([100.0])
 
-    def guide(self, scores: torch.Tensor, *_: object, interval: bool) -> Any:
+    def guide(self, scores: torch.Tensor, *_: object, interval: bool, out: Any = None) -> Any:
         return scores, self.log_fit
 
 

@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from budgetctl import on_device, protect, score_edits
 from budgetctl.closing import Boundaries
 from budgetctl.controller import BudgetController
 from budgetctl.delimiters import find_delimiters
-from budgetctl.protect import missing_bytes, token_bytes
+from budgetctl.protect import Spans, missing_bytes, token_bytes
 from budgetctl.sampling import SeededSampler
 
 FENCE, THINK, CLOSE = 257, 261, 262
@@ -144,3 +145,32 @@ def test_no_fence_is_left_open(seed: int, byte_tokenizer: Any, random_model: Any
             assert sum(FENCE in row for row in rows) >= 4  # fences are written where there is room
     assert left_open[0] == 0
     assert left_open[1] >= 2
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+@pytest.mark.parametrize("fence_end", [(2, 9), ()])
+def test_what_is_banned_on_the_host_is_what_a_device_bans(
+    in_place: bool, fence_end: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For every number of tokens left, in fences and outside, in rows whose other tokens are banned too; and for more
+    tokens than are looked at first."""
+    generator = torch.Generator().manual_seed(0)
+    vocab = 300
+    fence = torch.zeros(vocab, dtype=torch.bool)
+    fence[[9, 280]] = True
+    spans = Spans(fence, fence_end, torch.randint(0, 4, (vocab,), generator=generator))
+    left = torch.arange(9).repeat(4)
+    inside = torch.arange(36) % 18 >= 9
+    rows = torch.rand(36, generator=generator) < 0.8
+    scores = torch.randn(36, vocab, generator=generator)
+    scores[18:] = -torch.inf
+    scores[18:, 9] = 0.5
+    scores[27:, 299] = 0.1
+    ids = torch.randint(0, 12, (36, 4), generator=generator)
+    given = scores.clone()
+    found = spans.keep_whole(given, ids, rows, inside, left, in_place=in_place)
+    assert (found is given) == in_place
+    assert in_place or torch.equal(given, scores)
+    for module in (protect, score_edits, on_device):
+        monkeypatch.setattr(module, "may_look", lambda device: False)
+    assert torch.equal(found, spans.keep_whole(scores, ids, rows, inside, left))

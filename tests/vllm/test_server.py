@@ -22,6 +22,7 @@ import openai
 from transformers import AutoTokenizer
 
 from budgetctl.delimiters import find_delimiters
+from budgetctl.integrations.vllm.reasoning_effort import VARIABLE
 from budgetctl.reasoner.load import WEIGHTS
 from budgetctl.reasoner.tasks import take_questions
 
@@ -51,7 +52,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     options = ["--enforce-eager", "--max-num-seqs", "64"]
     command = ["-m", "budgetctl", "serve", "--engine", "vllm", "--host", "127.0.0.1", "--port", str(port)]
     log: Path = tmp_path_factory.mktemp("server") / "log"
-    environment = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_LOGGING_LEVEL": "INFO"}
+    environment = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_LOGGING_LEVEL": "INFO", VARIABLE: "1"}
     environment.pop("VLLM_ENABLE_V1_MULTIPROCESSING", None)
     with (
         log.open("w") as out,
@@ -90,16 +91,17 @@ def limit_of(asked: dict[str, Any]) -> int | None:
     return asked.get("thinking_budget")
 
 
-async def ask(client: Any, prompt: str, asked: dict[str, Any], **options: Any) -> Any:
+async def ask(client: Any, prompt: str, asked: dict[str, Any] | None, **options: Any) -> Any:
+    body = {"return_token_ids": True} if asked is None else {"vllm_xargs": asked, "return_token_ids": True}
     return await client.chat.completions.create(
         model="budgetctl-reasoner",
         messages=[{"role": "user", "content": prompt}],
-        extra_body={"vllm_xargs": asked, "return_token_ids": True},
+        extra_body=body,
         **({"max_tokens": 200, "temperature": 1.0} | options),
     )
 
 
-async def ask_all(server: str, prompts: list[str], asked: list[dict[str, Any]], **options: Any) -> list[Any]:
+async def ask_all(server: str, prompts: list[str], asked: list[Any], **options: Any) -> list[Any]:
     async with openai.AsyncOpenAI(
         base_url=f"{server}/v1", api_key="none", max_retries=0, timeout=300
     ) as client:
@@ -243,3 +245,66 @@ def test_streaming_has_the_same_count(server: str) -> None:
 
     usage = asyncio.run(stream())
     assert usage.completion_tokens_details.reasoning_tokens == 7
+
+
+def counted(server: str, at_least: float = 0) -> dict[str, float]:
+    """budgetctl's samples in vLLM's ``/metrics``, when ``at_least`` so many requests have been counted."""
+    end = time.monotonic() + 60
+    while True:
+        with urllib.request.urlopen(f"{server}/metrics/", timeout=30) as answer:
+            lines = answer.read().decode().splitlines()
+        samples = dict(line.rsplit(" ", 1) for line in lines if line.startswith("budgetctl_"))
+        found = {name: float(value) for name, value in samples.items()}
+        if found.get("budgetctl_thinking_tokens_count", 0) >= at_least:
+            return found
+        assert time.monotonic() < end, f"{found}: expected {at_least} requests"
+        time.sleep(0.2)
+
+
+def test_the_counters_say_what_the_replies_say(server: str) -> None:
+    prompts = [question.prompt for question in take_questions("test", 40)]
+    asked = [MIX[at % len(MIX)] for at in range(40)]
+    before = counted(server)
+    replies = asyncio.run(ask_all(server, prompts, asked))
+    cut = asyncio.run(ask_all(server, prompts[:2], [{}, {"thinking_budget": 20}], max_tokens=3))
+    begun = before.get("budgetctl_thinking_tokens_count", 0)
+    after = counted(server, begun + 42)
+    grown = {name: value - before.get(name, 0) for name, value in after.items()}
+    used = [thinking_tokens(reply.choices[0].token_ids) for reply in (*replies, *cut)]
+    closed = [CLOSE in reply.choices[0].token_ids for reply in (*replies, *cut)]
+    assert grown["budgetctl_thinking_tokens_count"] == 42
+    assert grown["budgetctl_thinking_tokens_sum"] == sum(used)
+    assert grown['budgetctl_thinking_tokens_bucket{le="16.0"}'] == sum(n <= 16 for n in used)
+    kinds = {
+        k: grown[f'budgetctl_closes_total{{kind="{k}"}}'] for k in ("natural", "steered", "forced", "none")
+    }
+    assert kinds["none"] == closed.count(False)
+    assert sum(kinds.values()) == 42
+    assert kinds["forced"] >= 4  # those with a budget of nothing, where the model would never close
+    limited = [at for at, knobs in enumerate(asked) if knobs]
+    assert grown["budgetctl_limited_requests_total"] == len(limited) + 1
+    assert grown["budgetctl_budget_used_tokens_total"] == sum(used[at] for at in limited) + used[-1]
+    told = [limit_of(asked[at]) for at in limited]
+    assert grown["budgetctl_budget_tokens_total"] >= sum(n for n in told if n is not None)
+    assert grown["budgetctl_forecasts_total"] == len(limited) + 1
+    assert grown["budgetctl_prompt_tokens_total"] == sum(r.usage.prompt_tokens for r in (*replies, *cut))
+
+
+def test_reasoning_effort_is_the_effort(server: str) -> None:
+    """Of a plain client; what is asked in budgetctl's own words comes first."""
+    prompt = take_questions("test", 1, min_level=7)[0].prompt
+    options: dict[str, Any] = {"temperature": 0.0}
+
+    def ids(asked: dict[str, Any] | None, effort: str | None = None) -> list[int]:
+        more = options if effort is None else options | {"reasoning_effort": effort}
+        (reply,) = asyncio.run(ask_all(server, [prompt], [asked], **more))
+        if isinstance(reply, Exception):
+            raise reply
+        found: list[int] = reply.choices[0].token_ids
+        return found
+
+    assert ids(None, "low") == ids({"effort": "low"})
+    assert ids(None, "high") == ids({"effort": "high"})
+    assert thinking_tokens(ids(None, "low")) < thinking_tokens(ids(None))
+    assert ids({"thinking_budget": 3}, "high") == ids({"thinking_budget": 3})
+    assert ids(None, "minimal") == ids({"effort": "minimal"})

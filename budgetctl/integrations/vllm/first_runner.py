@@ -3,43 +3,81 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from budgetctl.delimiters import ThinkingDelimiters
 from budgetctl.integrations.request_table import to_device
 from budgetctl.integrations.vllm.history import Entry, SlotTokens, current_turn, digest
+from budgetctl.integrations.vllm.host_reader import Array, HostReader
 from budgetctl.integrations.vllm.knobs import RequestLimits
 from budgetctl.integrations.vllm.slots import SlotLimits
 from budgetctl.integrations.vllm.step_rows import StepRows
+from budgetctl.integrations.vllm.tally import Facts, Tally
+from budgetctl.protect import Spans
+
+
+@dataclass(frozen=True)
+class _Places:
+    """The batch as it stays until the next update, for ``rows`` rows of logits.
+
+    Args:
+        rows: of the logits.
+        entries: the requests with a limit, in the order of their rows.
+        index: which rows they are, on the device; None for all of them in order.
+        slots: [B] int64, of the entries.
+        on_device: ``slots`` on the device.
+        known: the same as a list.
+        prompts: [B] int64, tokens of the prompts.
+        salts: [B] int64, of the tokens before those that are kept of the prompts.
+    """
+
+    rows: int
+    entries: list[Entry]
+    index: torch.Tensor | None
+    slots: Array
+    on_device: torch.Tensor
+    known: list[int]
+    prompts: Array
+    salts: Array
 
 
 class HostRows:
-    """Which requests with a limit are in the batch, in which rows, and their tokens.
+    """Which requests with a limit are in the batch, in which rows, and what their tokens say.
 
     Args:
         device: of the logits.
         delimiters: the markers.
+        spans: what a close may not cut in two.
         limits_for: of a request, by its sampling parameters and the length of its prompt, None where that is not known.
         limits: where the limits of the requests are kept.
+        context: most tokens of prompt and generation.
     """
 
     def __init__(
         self,
         device: torch.device,
         delimiters: ThinkingDelimiters,
+        spans: Spans | None,
         limits_for: Callable[[Any, int | None], RequestLimits],
         limits: SlotLimits,
+        context: int,
     ) -> None:
         self._device = device
         self._delimiters = delimiters
         self._limits_for = limits_for
-        self._limits = limits
+        self._limits, self._context = limits, context
+        #: Is told of the requests that leave, where they are counted.
+        self.tally: Tally | None = None
         self._entries: dict[int, Entry] = {}
-        self._tokens = SlotTokens(device)
-        self._places: tuple[torch.Tensor | None, torch.Tensor, torch.Tensor] | None = None
-        self._places_of = 0
+        self._salts: dict[int, int] = {}
+        cpu = torch.device("cpu")
+        self._reader = HostReader(delimiters, None if spans is None else spans.to(cpu))
+        self._tokens = SlotTokens(self._reader.tail)
+        self._places: _Places | None = None
 
     @property
     def slots(self) -> int:
@@ -64,7 +102,7 @@ class HostRows:
             if other is not None and direction.name == "SWAP":
                 self._entries[source] = other
             elif other is not None:
-                self._tokens.give_back(other.slot)
+                self._leave(other)
 
     def step(self, rows: int) -> StepRows | None:
         """The rows with a limit among the ``rows`` of the logits; None when there is none.
@@ -72,34 +110,81 @@ class HostRows:
         Raises:
             RuntimeError: when the engine keeps sampled tokens to itself.
         """
-        if not self._entries:
+        if self._places is None or self._places.rows != rows:
+            self._places = self._arrange(rows)
+        at = self._places
+        if not at.entries:
             return None
-        order = sorted(self._entries)
-        entries = [self._entries[row] for row in order]
-        self._tokens.write([(e.slot, *token) for e in entries for token in e.unwritten()])
-        if not all(entry.known for entry in entries):
-            raise RuntimeError(
-                "the engine shows placeholders for sampled tokens, so that budgets cannot be kept: expected the "
-                "processor to be given by --logits-processors, and not by an entry point; start vLLM so"
-            )
+        lengths = np.array([len(entry.outputs) for entry in at.entries])
+        lengths += at.prompts
+        self._tokens.widen(int(lengths.max()))
+        self._write(at)
         self._limits.flush()
-        known = [entry.slot for entry in entries]
-        if self._places is None or self._places_of != rows:
-            index = None if len(order) == rows else to_device(torch.tensor(order), self._device)
-            slots, prompts = to_device(
-                torch.tensor([known, [len(entry.prompt) for entry in entries]]), self._device
-            )
-            self._places, self._places_of = (index, slots, prompts), rows
-        index, slots, prompts = self._places
-        tokens = [entry.length for entry in entries]
-        lengths = to_device(torch.tensor(tokens), self._device)
-        input_ids = self._tokens.prefixes(slots, lengths, max(tokens))
-        return StepRows(index, input_ids, lengths, prompts, slots, known)
+        fields = self._reader.read(
+            self._tokens.table, self._tokens.padding, at.slots, lengths, at.prompts, at.salts
+        )
+        tails = self._tokens.table[at.slots[:, None], lengths[:, None] + np.arange(self._tokens.padding)]
+        return StepRows(
+            at.index,
+            to_device(torch.from_numpy(tails), self._device),
+            at.on_device,
+            at.known,
+            self._reader.reading(fields, self._device),
+        )
+
+    def _write(self, at: _Places) -> None:
+        """Write what is new; most often that is one token a row."""
+        ids: list[int] = []
+        for entry in at.entries:
+            outputs, written = entry.outputs, entry.written
+            plain = len(outputs) == written + 1 and (written == 0 or outputs[-2] == entry.last)
+            if not plain or outputs[-1] < 0:
+                break
+            ids.append(outputs[-1])
+        if len(ids) == len(at.entries):
+            columns = [len(entry.prompt) + entry.written + self._tokens.padding for entry in at.entries]
+            self._tokens.table[at.slots, columns] = ids
+            for entry, token in zip(at.entries, ids, strict=True):
+                entry.written += 1
+                entry.last = token
+            return
+        for slot, entry in zip(at.known, at.entries, strict=True):
+            if entry.changed:
+                entry.unread()
+                self._reader.forget(slot)
+            begin = len(entry.prompt) + entry.written
+            new = entry.unwritten()
+            if new:
+                self._tokens.write(slot, begin, new)
+            if not entry.known:
+                raise RuntimeError(
+                    "the engine shows placeholders for sampled tokens, so that budgets cannot be kept: expected the "
+                    "processor to be given by --logits-processors, and not by an entry point; start vLLM so"
+                )
+
+    def _arrange(self, rows: int) -> _Places:
+        order = sorted(row for row, entry in self._entries.items() if entry.slot is not None)
+        entries = [self._entries[row] for row in order]
+        known = [entry.slot for entry in entries if entry.slot is not None]
+        slots = np.array(known, dtype=np.int64)
+        return _Places(
+            rows,
+            entries,
+            None if len(order) == rows else to_device(torch.tensor(order), self._device),
+            slots,
+            to_device(torch.from_numpy(slots), self._device),
+            known,
+            np.array([len(entry.prompt) for entry in entries], dtype=np.int64),
+            np.array([self._salts[slot] for slot in known], dtype=np.int64),
+        )
 
     def _add(self, row: int, sampling_params: Any, prompt: Sequence[int] | None, outputs: list[int]) -> None:
         thought = self._delimiters
         limits = self._limits_for(sampling_params, None if prompt is None else len(prompt))
-        if not limits.asked:
+        facts = None
+        if self.tally is not None and prompt is not None:
+            facts = Facts.of(sampling_params, limits, len(prompt), self._context, thought)
+        if not limits.asked and facts is None:
             return
         begin = 0
         if prompt is None:  # embeddings: what the template would write is all that can be known
@@ -107,12 +192,26 @@ class HostRows:
             prompt = [*thought.turn_start_ids, *opened]
         else:
             begin = current_turn(prompt, thought.turn_start_ids)
-        entry = Entry(self._tokens.take(), list(prompt[begin:]), outputs)
-        self._tokens.begin(entry.slot, entry.prompt)
-        self._limits.write(entry.slot, limits, digest(prompt[:begin]))
-        self._entries[row] = entry
+        slot = self._tokens.take() if limits.asked else None
+        entry = self._entries[row] = Entry(slot, list(prompt[begin:]), outputs, facts)
+        if slot is None:
+            return
+        self._reader.grow(self._tokens.slots)
+        self._reader.forget(slot)
+        self._tokens.write(slot, 0, entry.prompt)
+        salt = self._salts[slot] = digest(prompt[:begin])
+        self._limits.write(slot, limits, salt)
+        if self.tally is not None:
+            self.tally.begin(slot)
 
     def _drop(self, row: int) -> None:
         entry = self._entries.pop(row, None)
         if entry is not None:
+            self._leave(entry)
+
+    def _leave(self, entry: Entry) -> None:
+        """The request has left the batch: at its end, or to come back."""
+        if self.tally is not None and entry.facts is not None:
+            self.tally.left(entry.facts, entry.prompt, entry.outputs, entry.slot)
+        if entry.slot is not None:
             self._tokens.give_back(entry.slot)

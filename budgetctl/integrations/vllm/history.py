@@ -1,15 +1,15 @@
-"""The tokens of requests on the device, for the runner that keeps them on the host."""
+"""The tokens of requests by slot, for the runner that keeps them on the host."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
+from typing import Any
 
 import numpy as np
-import torch
 
-from budgetctl.integrations.request_table import to_device
+from budgetctl.integrations.vllm.tally import Facts
 
 #: Tokens before the last header that are kept of a prompt.
 _BEFORE_HEADER = 16
@@ -40,65 +40,69 @@ class Entry:
     """A request in the batch.
 
     Args:
-        slot: of the request.
+        slot: of the request, None where it has no limit.
         prompt: what is kept of its prompt.
         outputs: the runner's own list of new tokens, which grows.
+        facts: for the counters, None where nothing is counted.
     """
 
-    slot: int
+    slot: int | None
     prompt: list[int]
     outputs: list[int]
-    _written: int = field(default=0, init=False)
-    _last: int = field(default=_UNKNOWN, init=False)
+    facts: Facts | None = None
+    #: New tokens that are written already, and the last of them.
+    written: int = field(default=0, init=False)
+    last: int = field(default=_UNKNOWN, init=False)
 
     @property
-    def length(self) -> int:
-        """Tokens of the prefix."""
-        return len(self.prompt) + len(self.outputs)
+    def changed(self) -> bool:
+        """Whether tokens were taken back, or others have come in their places, since they were written."""
+        outputs, written = self.outputs, self.written
+        return written > len(outputs) or (written > 0 and outputs[written - 1] != self.last)
 
-    def unwritten(self) -> list[tuple[int, int]]:
-        """Positions and tokens that are not on the device yet, or that have changed. Tokens may be taken back, and ones
-        that were unknown may have become known."""
-        outputs = self.outputs
-        changed = self._written > len(outputs) or (self._written and outputs[self._written - 1] != self._last)
-        if changed:
-            self._written = 0
-        new = outputs[self._written :]
-        base = len(self.prompt) + self._written
+    def unwritten(self) -> list[int]:
+        """Known tokens after the ``written`` ones, which count as written now."""
+        new = self.outputs[self.written :]
         if _UNKNOWN in new:
             new = new[: new.index(_UNKNOWN)]
-        self._written += len(new)
-        self._last = outputs[self._written - 1] if self._written else _UNKNOWN
-        return [(base + at, token) for at, token in enumerate(new)]
+        if new:
+            self.written += len(new)
+            self.last = new[-1]
+        return new
+
+    def unread(self) -> None:
+        """Write all new tokens again."""
+        self.written, self.last = 0, _UNKNOWN
 
     @property
     def known(self) -> bool:
         """Whether every token of the prefix is."""
-        return self._written == len(self.outputs)
+        return self.written == len(self.outputs)
 
 
 class SlotTokens:
-    """Tokens by slot, [S, T] int64 on the device; both sizes grow.
+    """Tokens by slot, [S, T] int64, after columns of padding; both sizes grow.
 
     Args:
-        device: of the logits.
+        padding: columns of 0 before each row.
     """
 
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._tokens = torch.zeros(0, 0, dtype=torch.int64, device=device)
+    def __init__(self, padding: int) -> None:
+        self.padding = padding
+        #: [S, padding + T].
+        self.table: np.ndarray[Any, Any] = np.zeros((0, padding), dtype=np.int64)
         self._free: list[int] = []
 
     @property
     def slots(self) -> int:
-        return len(self._tokens)
+        return len(self.table)
 
     def take(self) -> int:
         """A slot for a new request."""
         if not self._free:
-            size = len(self._tokens)
+            size = len(self.table)
             added = max(size, 16)
-            self._tokens = torch.nn.functional.pad(self._tokens, (0, 0, 0, added))
+            self.table = np.pad(self.table, ((0, added), (0, 0)))
             self._free = list(range(size + added - 1, size - 1, -1))
         return self._free.pop()
 
@@ -106,28 +110,14 @@ class SlotTokens:
         """The request has left the batch."""
         self._free.append(slot)
 
-    def begin(self, slot: int, prompt: Sequence[int]) -> None:
-        """Write the tokens of a prompt."""
-        self._widen(len(prompt))
-        self._tokens[slot, : len(prompt)] = to_device(torch.tensor(prompt, dtype=torch.int64), self._device)
+    def write(self, slot: int, position: int, tokens: Sequence[int]) -> None:
+        """Write tokens of one slot from ``position`` on."""
+        self.widen(position + len(tokens))
+        begin = self.padding + position
+        self.table[slot, begin : begin + len(tokens)] = tokens
 
-    def write(self, tokens: Sequence[tuple[int, int, int]]) -> None:
-        """Write tokens, as slot, position and id."""
-        if tokens:
-            slots, positions, ids = zip(*tokens, strict=True)
-            self._widen(max(positions) + 1)
-            slot, position, token = to_device(torch.tensor([slots, positions, ids]), self._device)
-            self._tokens[slot, position] = token
-
-    def prefixes(self, slots: torch.Tensor, lengths: torch.Tensor, width: int) -> torch.Tensor:
-        """Prefixes of ``lengths`` [B], left-padded with 0 to [B, ``width``] int64."""
-        self._widen(width)
-        at = torch.arange(width, device=lengths.device) - (width - lengths)[:, None]
-        return torch.where(at >= 0, self._tokens[slots[:, None], at.clamp(min=0)], 0)
-
-    def _widen(self, width: int) -> None:
-        missing = width - self._tokens.shape[1]
+    def widen(self, width: int) -> None:
+        """Have room for rows of ``width`` tokens."""
+        missing = self.padding + width - self.table.shape[1]
         if missing > 0:
-            self._tokens = torch.nn.functional.pad(
-                self._tokens, (0, max(missing, self._tokens.shape[1], 256))
-            )
+            self.table = np.pad(self.table, ((0, 0), (0, max(missing, self.table.shape[1], 256))))

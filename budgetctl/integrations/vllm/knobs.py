@@ -81,6 +81,7 @@ class RequestLimits:
         target: ``minimum`` and ``cap`` are the two ends of a target.
         temperature: that guidance acts on.
         needs_prediction: ``fraction`` is one of a predicted length.
+        greedy: the likeliest token is taken.
     """
 
     cap: int
@@ -91,6 +92,7 @@ class RequestLimits:
     target: bool
     temperature: float
     needs_prediction: bool
+    greedy: bool
 
     @property
     def asked(self) -> bool:
@@ -125,4 +127,5 @@ def limits_of(sampling_params: Any, close_tokens: int, most_new_tokens: int | No
         target=bool(rows.target[0]),
         temperature=guided_temperature(sampling_params.temperature),
         needs_prediction=budget.effort.needs_prediction,
+        greedy=sampling_params.temperature == 0,
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import torch
 
 from budgetctl.delimiters import ThinkingDelimiters
@@ -34,6 +35,16 @@ class SlotPredictions(PredictionTable):
         self._slot_values = torch.zeros(slots + 1, dtype=dtype, device=device)
         #: [B] int64, of the rows in this step; rows of one slot are of one request.
         self.slots = torch.zeros(0, dtype=torch.int64, device=device)
+        #: Of the values.
+        self.dtype = dtype
+
+    def forget(self, slot: int) -> None:
+        """The slot is another request's now."""
+        self._slot_keys[slot] = 0
+
+    def of_slot(self, slot: int) -> torch.Tensor:
+        """[] what is kept of a slot, nan for nothing."""
+        return torch.where(self._slot_keys[slot] == 0, torch.nan, self._slot_values[slot])
 
     def grow(self, slots: int) -> None:
         """Have room for so many slots."""
@@ -48,11 +59,18 @@ class SlotPredictions(PredictionTable):
         super().store(keys, values, where)
         self._keep(keys, values, where)
 
+    def all_of(self, keys: torch.Tensor) -> torch.Tensor | None:
+        """As ``PredictionTable.all_of``."""
+        if not may_look(keys.device):
+            return None
+        at, wanted = self.slots.numpy(), keys.numpy()
+        if np.count_nonzero(self._slot_keys.numpy()[at] == wanted) < len(wanted):
+            return None
+        return torch.from_numpy(self._slot_values.numpy()[at])
+
     def lookup(self, keys: torch.Tensor, otherwise: torch.Tensor) -> torch.Tensor:
         """As ``PredictionTable.lookup``."""
         kept, values = self._slot_keys[self.slots] == keys, self._slot_values[self.slots].to(otherwise)
-        if may_look(keys.device) and bool(kept.all()):
-            return values
         found = torch.where(kept, values, super().lookup(keys, otherwise))
         self._keep(keys, found, ~kept & ~found.isnan())
         return found
@@ -64,10 +82,12 @@ class SlotPredictions(PredictionTable):
 
 
 class SlotReader(PrefixReader):
-    """A ``PrefixReader`` whose ``start_key`` is a hash of the row without its padding."""
+    """A ``PrefixReader`` whose ``start_key`` is a hash of the row without its padding, or what was read elsewhere."""
 
     def __init__(self, delimiters: ThinkingDelimiters) -> None:
         super().__init__(delimiters)
+        #: Of this step's rows, where they were read already.
+        self.given: Reading | None = None
         #: [B] int64, columns of padding before each row of this step.
         self.padding = torch.zeros(0, dtype=torch.int64)
         #: [B] int64, of the tokens before those of each row.
@@ -77,6 +97,8 @@ class SlotReader(PrefixReader):
         self, input_ids: torch.Tensor, prompt_length: int | torch.Tensor | None, spans: Spans | None
     ) -> Reading:
         """As ``PrefixReader.read``."""
+        if self.given is not None:
+            return self.given
         reading = super().read(input_ids, prompt_length, spans)
         own = hash_rows(input_ids, self.padding, reading.state.thought_start)
         return replace(reading, start_key=hash_of(own, self.salts))

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
+from budgetctl.integrations.vllm.counters import Counters, counters_of_environment, counts_here
 from budgetctl.integrations.vllm.first_runner import HostRows
 from budgetctl.integrations.vllm.knobs import RequestLimits, check_request, limits_of
 from budgetctl.integrations.vllm.second_runner import rows_of
 from budgetctl.integrations.vllm.served_model import ServedModel, misfit, predictor_path, read_served_model
 from budgetctl.integrations.vllm.slots import SlotLimits
 from budgetctl.integrations.vllm.steering import EngineController
+from budgetctl.integrations.vllm.tally import Facts
 
 #: vLLM's own handler and format.
 logger = logging.getLogger("vllm.budgetctl")
@@ -41,6 +44,10 @@ class BudgetProcessor:
     def __init__(self, vllm_config: Any, device: Any, is_pin_memory: bool | None = None) -> None:
         self._states = None if isinstance(device, torch.device | str) else device
         self._device = torch.device(device if self._states is None else self._states.device)
+        self._counters: Sequence[Counters] = ()
+        if counts_here():
+            parallel = getattr(vllm_config, "parallel_config", None)
+            self._counters = counters_of_environment(getattr(parallel, "data_parallel_rank", 0))
         self.serve(self.read_model(vllm_config))
 
     def serve(self, served: ServedModel) -> None:
@@ -49,10 +56,16 @@ class BudgetProcessor:
         slots = 0 if self._states is None else self._states.max_num_reqs
         self._asked = np.zeros(slots, dtype=bool)
         self._limits = SlotLimits(max(slots, 1), self._device)
-        self._rows = HostRows(self._device, served.delimiters, self._limits_for, self._limits)
+        spans = served.boundaries.spans
+        self._rows = HostRows(
+            self._device, served.delimiters, spans, self._limits_for, self._limits, served.context
+        )
         self._controller = EngineController(
             served.delimiters, served.forecast, served.boundaries, self._limits, slots, self._device
         )
+        self._tally, self._facts = None, dict[int, Facts]()
+        if self._counters:
+            self._tally = self._rows.tally = self._controller.count(self._counters, self._device)
         self._measured = served.forecast is None
         self._told = False
 
@@ -95,7 +108,18 @@ class BudgetProcessor:
     def add_request(self, req_idx: int, sampling_params: Any) -> bool:
         """A request takes the slot ``req_idx``; whether it has a limit."""
         assert self._states is not None
-        limits = self._limits_for(sampling_params, int(self._states.prompt_len.np[req_idx]))
+        prompt_length = int(self._states.prompt_len.np[req_idx])
+        limits = self._limits_for(sampling_params, prompt_length)
+        if self._tally is not None:
+            # What is staged of the new request is not on the device yet.
+            last = self._facts.get(req_idx)
+            if last is not None:
+                tokens, lengths = self._states.all_token_ids.gpu, self._states.total_len.gpu
+                self._tally.replaced(last, tokens[req_idx], lengths[req_idx], req_idx)
+            self._facts[req_idx] = Facts.of(
+                sampling_params, limits, prompt_length, self.served.context, self.served.delimiters
+            )
+            self._tally.begin(req_idx)
         self._asked[req_idx] = limits.asked
         self._limits.write(req_idx, limits)
         return limits.asked
@@ -117,9 +141,7 @@ class BudgetProcessor:
         scores = logits if found.index is None else logits[found.index]
         if not self._measured:
             self._measure(scores)
-        steered = self._controller.step(
-            found.input_ids, found.lengths, found.prompts, found.slots, found.known, scores
-        )
+        steered = self._controller.step(found, scores)
         return steered if found.index is None else logits.index_copy_(0, found.index, steered)
 
     def _limits_for(self, sampling_params: Any, prompt_length: int | None) -> RequestLimits:

@@ -38,7 +38,7 @@ def rows_of(states: Any, context: Any, asked: np.ndarray, rows: int) -> StepRows
     width = int(bounds.max())
     input_ids = prefixes(states, context.input_ids, slots, lengths, first, width)
     prompts = states.prompt_len.gpu[slots].to(torch.int64)
-    return StepRows(index, input_ids, lengths, prompts, slots, batch.tolist())
+    return StepRows(index, input_ids, slots, batch.tolist(), lengths=lengths, prompts=prompts)
 
 
 def prefixes(

@@ -12,12 +12,12 @@ from budgetctl.integrations.request_table import to_device
 from budgetctl.integrations.vllm.knobs import RequestLimits
 from budgetctl.limits import RowTensors
 
-_COLUMNS = 8
-_CAP, _FRACTION, _LIMITED, _MINIMUM, _ROOM, _TARGET, _TEMPERATURE, _SALT = range(_COLUMNS)
+_COLUMNS = 9
+_CAP, _FRACTION, _LIMITED, _MINIMUM, _ROOM, _TARGET, _TEMPERATURE, _SALT, _GREEDY = range(_COLUMNS)
 
 
 class SlotLimits:
-    """Limits by slot, [S, 8] int64 on the device. They are staged on the host and copied together.
+    """Limits by slot, [S, 9] int64 on the device. They are staged on the host and copied together.
 
     Args:
         slots: number of slots; it grows where a higher one is written.
@@ -29,6 +29,7 @@ class SlotLimits:
         self._table = torch.zeros(slots, _COLUMNS, dtype=torch.int64, device=device)
         self._staged: dict[int, list[int]] = {}
         self._known: dict[int, RequestLimits] = {}
+        self._latest: tuple[torch.Tensor, SlotRows] | None = None
 
     def write(self, slot: int, limits: RequestLimits, salt: int = 0) -> None:
         """Stage the limits of the request that has the ``slot`` now; ``salt`` int64 stands for tokens before those that
@@ -44,12 +45,14 @@ class SlotLimits:
             int(limits.target),
             bits[1],
             salt,
+            int(limits.greedy),
         ]
 
     def flush(self) -> None:
         """Copy what is staged to the device; the host does not wait."""
         if not self._staged:
             return
+        self._latest = None
         slots, rows = list(self._staged), list(self._staged.values())
         self._staged.clear()
         missing = max(slots) + 1 - len(self._table)
@@ -60,8 +63,12 @@ class SlotLimits:
         self._table[at] = to_device(torch.tensor(rows), self._device)
 
     def rows(self, slots: torch.Tensor, known: Iterable[int]) -> SlotRows:
-        """The limits of rows whose slots are ``slots`` [B] int64; ``known`` are all slots that may be among them."""
-        return SlotRows(self._table[slots], [self._known[slot] for slot in known if slot in self._known])
+        """The limits of rows whose slots are ``slots`` [B] int64; ``known`` are all slots that may be among them. The same
+        tensor stands for the same rows until something is written."""
+        if self._latest is None or self._latest[0] is not slots:
+            requests = [self._known[slot] for slot in known if slot in self._known]
+            self._latest = slots, SlotRows(self._table[slots], requests)
+        return self._latest[1]
 
 
 class SlotRows:
@@ -83,6 +90,8 @@ class SlotRows:
         self.temperatures = temperatures[:, None]
         #: [B] int64, of the tokens before those that are kept.
         self.salts = table[:, _SALT]
+        #: [B] bool, rows that take the likeliest token.
+        self.greedy = table[:, _GREEDY].bool()
         self.budgets = SimpleNamespace(needs_prediction=any(r.needs_prediction for r in requests))
         self.has_minimum = any(r.minimum > 0 for r in requests)
         self.has_target = any(r.target for r in requests)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 import torch
 
@@ -10,8 +10,11 @@ from budgetctl.closing import Boundaries
 from budgetctl.controller import BudgetController
 from budgetctl.delimiters import ThinkingDelimiters
 from budgetctl.forecast import LengthForecast
+from budgetctl.integrations.vllm.counters import Counters
 from budgetctl.integrations.vllm.memory import SlotPredictions, SlotReader
 from budgetctl.integrations.vllm.slots import SlotLimits, SlotRows
+from budgetctl.integrations.vllm.step_rows import StepRows
+from budgetctl.integrations.vllm.tally import Tally
 
 
 class EngineController(BudgetController):
@@ -41,34 +44,36 @@ class EngineController(BudgetController):
         self._reader = self._slot_reader = SlotReader(delimiters)
         self._warmth = torch.zeros(0, 1)
         self.keeps_log = False
+        # vLLM's logits of a step are its processors' own.
+        self.in_place = True
+        self.tally: Tally | None = None
 
-    def step(
-        self,
-        input_ids: torch.Tensor,
-        lengths: torch.Tensor,
-        prompts: torch.Tensor,
-        slots: torch.Tensor,
-        known: Iterable[int],
-        scores: torch.Tensor,
-    ) -> torch.Tensor:
-        """Steered logits [B, V]; rows without a limit are the same bits.
+    def count(self, counters: Sequence[Counters], device: torch.device) -> Tally:
+        """Note how each close comes about, for requests whose end is told to ``counters``."""
+        tally = Tally(self.delimiters, counters, self.by_slot, device)
+        self.close_log = self.tally = tally  # type: ignore[assignment]
+        self.keeps_log = True
+        # What the model itself wanted is read after guidance.
+        self.in_place = False
+        return tally
 
-        Args:
-            input_ids: [B, T] int64, left-padded.
-            lengths: [B] int64, tokens of each row.
-            prompts: [B] int64, tokens of each row's prompt.
-            slots: [B] int64.
-            known: all slots that may be among them, on the host.
-            scores: [B, V] float32 logits.
-        """
-        width = input_ids.shape[1]
-        rows: SlotRows = self._slot_limits.rows(slots, known)
-        self.limits = self.steering.limits = rows  # type: ignore[assignment]
-        self._warmth = rows.temperatures
-        self.prompt_length = width - (lengths - prompts)
-        self.by_slot.slots = slots
-        self._slot_reader.padding, self._slot_reader.salts = width - lengths, rows.salts
-        return self(input_ids, scores)
+    def step(self, rows: StepRows, scores: torch.Tensor) -> torch.Tensor:
+        """Steered logits [B, V] of the ``rows`` with logits ``scores`` [B, V] float32; rows without a limit are the same
+        bits."""
+        limits: SlotRows = self._slot_limits.rows(rows.slots, rows.known)
+        self.limits = self.steering.limits = limits  # type: ignore[assignment]
+        self._warmth = limits.temperatures
+        self.by_slot.slots = rows.slots
+        self._slot_reader.given = rows.reading
+        if self.tally is not None:
+            self.tally.greedy = limits.greedy
+        if rows.reading is None:
+            assert rows.lengths is not None
+            assert rows.prompts is not None
+            width = rows.input_ids.shape[1]
+            self.prompt_length = width - (rows.lengths - rows.prompts)
+            self._slot_reader.padding, self._slot_reader.salts = width - rows.lengths, limits.salts
+        return self(rows.input_ids, scores)
 
     def _temperature(self, rows: int, device: torch.device) -> float | torch.Tensor:
         return self._warmth

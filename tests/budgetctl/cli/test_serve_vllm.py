@@ -6,8 +6,10 @@ import importlib.metadata
 import importlib.util
 import os
 import sys
+import tempfile
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -28,7 +30,11 @@ def become(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     return kept
 
 
-def test_the_embedded_reasoner(run: Run, become: list[Any]) -> None:
+def test_the_embedded_reasoner(
+    run: Run, become: list[Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("PROMETHEUS_MULTIPROC_DIR", raising=False)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     assert run("serve", "--engine", "vllm", "--port", 8123, embedded=True).exit_code == 0
     ((program, (called, *arguments), environment),) = become
     assert program == called == sys.executable
@@ -43,15 +49,21 @@ def test_the_embedded_reasoner(run: Run, become: list[Any]) -> None:
         "--dtype": "float32",
     }
     assert environment["BUDGETCTL_PREDICTOR"] == str(PREDICTOR)
+    (shared,) = tmp_path.iterdir()
+    assert environment["PROMETHEUS_MULTIPROC_DIR"] == str(shared)
 
 
-def test_options_of_vllm_are_passed_on_and_come_first(run: Run, become: list[Any]) -> None:
+def test_options_of_vllm_are_passed_on_and_come_first(
+    run: Run, become: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", "mine")
     own = ["--model", WEIGHTS, "--", "--tensor-parallel-size", "2", "--reasoning-parser=mine"]
     assert run("serve", "--engine", "vllm", *own, embedded=True).exit_code == 0
     ((_, arguments, environment),) = become
     assert arguments[-3:] == ["--tensor-parallel-size", "2", "--reasoning-parser=mine"]
     assert "--reasoning-parser" not in arguments
     assert "--served-model-name" not in arguments
+    assert environment["PROMETHEUS_MULTIPROC_DIR"] == "mine"
     assert environment.get("BUDGETCTL_PREDICTOR") == os.environ.get("BUDGETCTL_PREDICTOR")
 
 
