@@ -75,13 +75,19 @@ class VLLMEngine:
                 raise EvalError(
                     f"{len(given)} {name} for {rows} prompts: expected one a prompt; give as many"
                 )
-        if hard_cut is not None and any(asked):
+        names = sorted({name for row in asked for name in row})
+        if hard_cut is not None and names:
             raise EvalError(
-                f"hard_cut={hard_cut} beside {', '.join(sorted(asked[0]))}: expected a hard cut or knobs; drop one of the two"
+                f"hard_cut={hard_cut} beside {', '.join(names)}: expected a hard cut or knobs; drop one of the two"
             )
         params = [
             self._params(
-                asked[row], seeds and seeds[row], offsets and offsets[row], max_new_tokens, hard_cut, stop_ids
+                asked[row],
+                None if seeds is None else seeds[row],
+                0 if offsets is None else offsets[row],
+                max_new_tokens,
+                hard_cut,
+                stop_ids,
             )
             for row in range(rows)
         ]
@@ -100,7 +106,7 @@ class VLLMEngine:
         self,
         knobs: Mapping[str, Any],
         seed: int | None,
-        offset: int | None,
+        offset: int,
         max_new_tokens: int,
         hard_cut: int | None,
         stop_ids: Sequence[Sequence[int]],
@@ -120,7 +126,7 @@ class VLLMEngine:
         return SamplingParams(
             max_tokens=max_new_tokens,
             temperature=0.0 if seed is None else self.temperature,
-            seed=None if seed is None else seed_after(seed, offset or 0),
+            seed=None if seed is None else seed_after(seed, offset),
             extra_args=dict(knobs) or None,
             # What ends with several tokens is cut off afterwards.
             stop_token_ids=[ids[0] for ids in stop_ids if len(ids) == 1],
