@@ -1,10 +1,10 @@
 """The simulator against a real engine at small scale: ``python -m budgetctl.evals.serving_check``.
 
 The embedded reasoner runs in transformers' continuous batching, or in vLLM (``--engine vllm``), driven step by step. A
-step takes the processor time of this process, and requests arrive by the sum of those: what other processes do on the
-machine counts for little. Calibration runs give the step's time by least squares over their steps; then requests arrive
+step takes the processor time of this process over that of a fixed piece of work beside it, and requests arrive by the
+sum of those: what other processes do on the machine counts for little. Calibration runs give the step's time by least squares over their steps; then requests arrive
 at random, and the simulator gets the same arrivals with the tokens that were written. Calibration and arrivals take
-turns, so that a machine that changes its speed changes both. Writes ``serving_check.json`` to ``--out``; its step times
+turns. Writes ``serving_check.json`` to ``--out``; its step times
 are what ``budgetctl simulate --step-time`` takes.
 """
 
@@ -23,6 +23,7 @@ from rich.console import Console
 
 from budgetctl.evals.load import load_model
 from budgetctl.evals.output import progress_bar, write_text
+from budgetctl.evals.pace import Pace
 from budgetctl.evals.stepped_engines import SteppedEngine, TransformersSteps, VLLMSteps
 from budgetctl.reasoner.tasks import take_questions
 from budgetctl.simulate.replica import Replica
@@ -66,6 +67,7 @@ def drive(
     tokens: int,
     thinking_budget: int | None = None,
     clock: Callable[[], float] = time.process_time,
+    pace: Callable[[], float] = lambda: 1.0,
 ) -> tuple[list[Served], list[Step]]:
     """Serve the prompts of an idle engine; what is between two steps takes no time but for adding requests.
 
@@ -76,6 +78,7 @@ def drive(
         tokens: that each writes at most.
         thinking_budget: of each; None for none.
         clock: in seconds.
+        pace: what a step's time is divided by, asked after each.
 
     Returns:
         The requests in order, and the steps.
@@ -93,7 +96,7 @@ def drive(
             before[sent] = 0
             sent += 1
         finished = engine.step()
-        seconds = clock() - begun
+        seconds = (clock() - begun) / pace()
         now += seconds
         after = {**engine.written(), **finished}
         wrote = [one for one, count in after.items() if count > before[one]]
@@ -114,16 +117,19 @@ def drive(
 
 
 def calibrate(
-    engine: SteppedEngine, prompts: Sequence[Sequence[int]], thinking_budget: int | None
+    engine: SteppedEngine,
+    prompts: Sequence[Sequence[int]],
+    thinking_budget: int | None,
+    **clocks: Callable[[], float],
 ) -> list[Step]:
-    """The steps of waves and stairs."""
+    """The steps of waves and stairs; ``clocks`` as of :func:`drive`."""
     steps: list[Step] = []
     for rows, tokens in WAVES:
-        steps += drive(engine, prompts[:rows], [0.0] * rows, tokens, thinking_budget)[1]
+        steps += drive(engine, prompts[:rows], [0.0] * rows, tokens, thinking_budget, **clocks)[1]
     usual = float(np.median([step.seconds for step in steps]))
     for apart in STAIRS:
         arrivals = [one * apart * usual for one in range(STAIR_REQUESTS)]
-        steps += drive(engine, prompts[:STAIR_REQUESTS], arrivals, STAIR_TOKENS, thinking_budget)[1]
+        steps += drive(engine, prompts[:STAIR_REQUESTS], arrivals, STAIR_TOKENS, thinking_budget, **clocks)[1]
     return steps
 
 
@@ -202,6 +208,7 @@ def check(
     repeats: int,
     seed: int,
     done: Callable[[], None] = lambda: None,
+    **clocks: Callable[[], float],
 ) -> tuple[StepTime, list[dict[str, Any]]]:
     """The fitted step time, and the comparison at each load.
 
@@ -213,20 +220,21 @@ def check(
         repeats: runs at each load, calibrations between them.
         seed: of the arrivals.
         done: called after each run.
+        clocks: as of :func:`drive`.
     """
     noise = np.random.default_rng(seed)
-    full, _ = drive(engine, prompts, [0.0] * len(prompts), MOST, thinking_budget)
+    full, _ = drive(engine, prompts, [0.0] * len(prompts), MOST, thinking_budget, **clocks)
     done()
     most = len(full) / max(one.finish for one in full)
     steps: list[Step] = []
     runs: dict[float, list[list[Served]]] = {load: [] for load in loads}
     for _ in range(repeats):
         for load in loads:
-            steps += calibrate(engine, prompts, thinking_budget)
+            steps += calibrate(engine, prompts, thinking_budget, **clocks)
             arrivals = np.cumsum(noise.exponential(1 / (load * most), size=len(prompts)))
-            runs[load].append(drive(engine, prompts, arrivals.tolist(), MOST, thinking_budget)[0])
+            runs[load].append(drive(engine, prompts, arrivals.tolist(), MOST, thinking_budget, **clocks)[0])
             done()
-    steps += calibrate(engine, prompts, thinking_budget)
+    steps += calibrate(engine, prompts, thinking_budget, **clocks)
     step = fit_step_time(steps)
     rows = [
         {"thinking_budget": thinking_budget, "rate": load * most, "load": load, **compare(runs[load], step)}
@@ -259,16 +267,30 @@ def main(
     fits = {}
     with progress_bar(Console(stderr=True)) as bar:
         task = bar.add_task("serving", total=2 * (1 + repeats * len(loads)))
+        pace = Pace()
         calibrate(runs, prompts, budget)  # the first steps allocate
         for thinking_budget in (None, budget):
             step, found = check(
-                runs, prompts, thinking_budget, loads, repeats, seed, lambda: bar.advance(task)
+                runs, prompts, thinking_budget, loads, repeats, seed, lambda: bar.advance(task), pace=pace
             )
             fits["none" if thinking_budget is None else str(thinking_budget)] = asdict(step)
             rows += found
-    result = {"engine": engine, "step_times": fits, "requests": requests, "repeats": repeats, "runs": rows}
+    paces = dict(zip(("5 %", "50 %", "95 %"), np.percentile(pace.told, (5, 50, 95)).tolist(), strict=True))
+    result = {
+        "engine": engine,
+        "step_times": fits,
+        "requests": requests,
+        "repeats": repeats,
+        "pace": paces,
+        "runs": rows,
+    }
     write_text(out / "serving_check.json", json.dumps(result, indent=1))
-    Console().print(f"{json.dumps(fits)}\n\n{table(rows)}", markup=False, soft_wrap=True)
+    told = ", ".join(f"{value:.2f}" for value in paces.values())
+    Console().print(
+        f"{json.dumps(fits)}\n\npace, 5, 50 and 95 % of the steps: {told}\n\n{table(rows)}",
+        markup=False,
+        soft_wrap=True,
+    )
 
 
 if __name__ == "__main__":

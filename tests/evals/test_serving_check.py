@@ -9,6 +9,7 @@ import pytest
 import typer
 
 from budgetctl.evals import serving_check
+from budgetctl.evals.pace import Pace
 from budgetctl.evals.serving_check import (
     SHAPE,
     Served,
@@ -23,6 +24,7 @@ from budgetctl.evals.serving_check import (
 from budgetctl.simulate.step_time import StepTime
 
 STEP = StepTime(0.01, 0.001, 1e-6, 2e-3, 1e-4)
+SLOW = StepTime(0.03, 0.003, 3e-6, 6e-3, 3e-4)
 PROMPTS = [[0] * (20 + number % 9) for number in range(40)]
 
 
@@ -83,7 +85,7 @@ def arrivals(count: int, gap: float) -> list[float]:
 def clocked(monkeypatch: pytest.MonkeyPatch) -> TimedEngine:
     """An engine whose clock is what ``drive`` takes by default."""
     found = engine()
-    monkeypatch.setattr(drive, "__defaults__", (None, found.clock))
+    monkeypatch.setattr(drive, "__defaults__", (None, found.clock, lambda: 1.0))
     return found
 
 
@@ -141,3 +143,26 @@ def test_requests_are_compared_in_the_order_of_their_arrival() -> None:
 def test_an_unknown_engine_is_refused() -> None:
     with pytest.raises(typer.BadParameter, match="expected transformers or vllm"):
         serving_check.main(engine="sglang", requests=40)
+
+
+def test_a_slow_minute_is_divided_out() -> None:
+    """The machine is three times as slow from some step on, and the pace says so."""
+    runs = engine()
+    steps_done: list[int] = []
+
+    def pace() -> float:
+        steps_done.append(1)
+        slow = 3.0 if len(steps_done) >= 50 else 1.0
+        runs.step_time = SLOW if len(steps_done) >= 49 else STEP
+        return slow
+
+    served, _ = drive(runs, PROMPTS, arrivals(40, 0.05), 48, None, runs.clock, pace)
+    assert len(steps_done) > 60
+    np.testing.assert_allclose(simulate(served, STEP), [one.finish for one in served])
+
+
+def test_the_pace_is_that_of_the_latest_pieces_of_work() -> None:
+    ticks = iter(np.cumsum([0, *[0, 1] * 15, *[0, 2] * 3, *[0, 4] * 3]).tolist()[1:])
+    pace = Pace(window=3, clock=lambda: next(ticks))
+    assert [pace() for _ in range(6)] == [2, 2, 2, 2, 4, 4]
+    assert pace.told == [2, 2, 2, 2, 4, 4]

@@ -195,8 +195,8 @@ def test_a_run_by_vllm(
 
     def opened(model: Any, predictor: Any, options: Any, *, temperature: float) -> VLLMEngine:
         asked.append((model, predictor, options, temperature))
-        loaded = load_model(with_predictor=True)
-        served = ServedModel(loaded.delimiters, loaded.boundaries, loaded.forecast, None, 512)
+        loaded = load_model(model)
+        served = ServedModel(loaded.delimiters, loaded.boundaries, None, None, 512)
         return VLLMEngine(FakeLLM(TransformersEngine(loaded)), served, temperature=temperature)
 
     vllm = ModuleType("vllm")
@@ -206,7 +206,9 @@ def test_a_run_by_vllm(
     monkeypatch.setattr(vllm_opening, "open_vllm", opened)
     few = ["--engine", "vllm", "--engine-options", '{"max_model_len": 512}', "--budgets", "8", "--seeds", "3"]
     assert run(*arguments(tmp_path, *few)).exit_code == 0
-    assert asked == [(None, None, {"max_model_len": 512}, 1.0)]
+    ((model, *others),) = asked
+    assert Path(model).is_dir()
+    assert others == [None, {"max_model_len": 512}, 1.0]
     found = read_records(tmp_path / RECORDS)
     assert {answer.method for answer in found} == {"full", "hard-cut", "budgetctl"}
     assert all(answer.thinking_tokens <= 8 for answer in found if answer.budget)
