@@ -46,7 +46,13 @@ class Server:
         """Start it, or start it again."""
         command = ["-m", "budgetctl", "serve", "--engine", "vllm", "--host", "127.0.0.1"]
         others = ["--", "--enforce-eager", "--max-num-seqs", "16", "--max-model-len", "1024"]
-        environment = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_LOGGING_LEVEL": "INFO"}
+        # Two servers would bind their engines to the same core.
+        settings = {
+            "VLLM_CPU_KVCACHE_SPACE": "1",
+            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+            "OMP_NUM_THREADS": "1",
+        }
+        environment = {**os.environ, **settings, "VLLM_LOGGING_LEVEL": "INFO"}
         environment.pop("VLLM_ENABLE_V1_MULTIPROCESSING", None)
         with self.log.open("a") as out:
             self.process = subprocess.Popen(
