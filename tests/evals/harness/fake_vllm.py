@@ -42,28 +42,31 @@ class FakeLLM:
         self, prompts: Sequence[dict[str, list[int]]], params: Sequence[SamplingParams], use_tqdm: bool
     ) -> list[Any]:
         self.asked += params
-        pairs = zip(prompts, params, strict=True)
-        return [
-            SimpleNamespace(outputs=[self._answer(given["prompt_token_ids"], one)]) for given, one in pairs
-        ]
+        ids = [given["prompt_token_ids"] for given in prompts]
+        asks = params[0].logprobs is not None
+        answers = self._next_tokens(ids, params) if asks else self._completed(ids, params)
+        return [SimpleNamespace(outputs=[answer]) for answer in answers]
 
     @torch.no_grad()
-    def _answer(self, ids: list[int], params: SamplingParams) -> Any:
-        if params.logprobs is not None:
-            assert (params.logprobs, params.max_tokens, params.extra_args) == (-1, 1, None)
+    def _next_tokens(self, prompts: Sequence[list[int]], params: Sequence[SamplingParams]) -> list[Any]:
+        answers = []
+        for ids, one in zip(prompts, params, strict=True):
+            assert (one.logprobs, one.max_tokens, one.extra_args) == (-1, 1, None)
             found = self.engine.model(torch.tensor([ids])).logits[0, -1].float().log_softmax(0).tolist()
-            return SimpleNamespace(
-                token_ids=[max(range(len(found)), key=found.__getitem__)],
-                logprobs=[{token: SimpleNamespace(logprob=value) for token, value in enumerate(found)}],
-            )
-        cut = params.thinking_token_budget
-        (completion,) = self.engine.generate(
-            [ids],
-            seeds=None if params.temperature == 0 else [params.seed or 0],
-            max_new_tokens=params.max_tokens,
-            knobs=params.extra_args,
+            told = {token: SimpleNamespace(logprob=value) for token, value in enumerate(found)}
+            answers.append(SimpleNamespace(token_ids=[found.index(max(found))], logprobs=[told]))
+        return answers
+
+    def _completed(self, prompts: Sequence[list[int]], params: Sequence[SamplingParams]) -> list[Any]:
+        first = params[0]
+        cut = first.thinking_token_budget
+        found = self.engine.generate(
+            prompts,
+            seeds=None if first.temperature == 0 else [one.seed or 0 for one in params],
+            max_new_tokens=first.max_tokens,
+            knobs=[one.extra_args or {} for one in params] if cut is None else None,
             # vLLM counts the line break that the template writes into the thought.
             hard_cut=None if cut is None else cut - len(self.engine.delimiters.lead_ids),
-            stop_ids=[(token,) for token in params.stop_token_ids],
+            stop_ids=[(token,) for token in first.stop_token_ids],
         )
-        return SimpleNamespace(token_ids=list(completion.new_ids), logprobs=None)
+        return [SimpleNamespace(token_ids=list(one.new_ids), logprobs=None) for one in found]
