@@ -250,6 +250,7 @@ def main(
     budget: Annotated[int, typer.Option(help="thinking budget of the second policy", min=1)] = 16,
     repeats: Annotated[int, typer.Option(help="runs at each load", min=1)] = 3,
     seed: Annotated[int, typer.Option(help="of arrivals")] = 0,
+    paced: Annotated[bool, typer.Option("--pace/--no-pace", help="divide by a fixed piece of work")] = True,
     out: Annotated[Path, typer.Option(help="folder for the result")] = Path("runs/serving_check"),
 ) -> None:
     """Fit the step's time and compare, without and with a thinking budget."""
@@ -268,14 +269,16 @@ def main(
     with progress_bar(Console(stderr=True)) as bar:
         task = bar.add_task("serving", total=2 * (1 + repeats * len(loads)))
         pace = Pace()
+        clocks: dict[str, Callable[[], float]] = {"pace": pace} if paced else {}
         calibrate(runs, prompts, budget)  # the first steps allocate
         for thinking_budget in (None, budget):
             step, found = check(
-                runs, prompts, thinking_budget, loads, repeats, seed, lambda: bar.advance(task), pace=pace
+                runs, prompts, thinking_budget, loads, repeats, seed, lambda: bar.advance(task), **clocks
             )
             fits["none" if thinking_budget is None else str(thinking_budget)] = asdict(step)
             rows += found
-    paces = dict(zip(("5 %", "50 %", "95 %"), np.percentile(pace.told, (5, 50, 95)).tolist(), strict=True))
+    told = pace.told or [pace()]
+    paces = dict(zip(("5 %", "50 %", "95 %"), np.percentile(told, (5, 50, 95)).tolist(), strict=True))
     result = {
         "engine": engine,
         "step_times": fits,
@@ -285,9 +288,9 @@ def main(
         "runs": rows,
     }
     write_text(out / "serving_check.json", json.dumps(result, indent=1))
-    told = ", ".join(f"{value:.2f}" for value in paces.values())
+    shown = ", ".join(f"{value:.2f}" for value in paces.values())
     Console().print(
-        f"{json.dumps(fits)}\n\npace, 5, 50 and 95 % of the steps: {told}\n\n{table(rows)}",
+        f"{json.dumps(fits)}\n\npace, 5, 50 and 95 % of the steps: {shown}\n\n{table(rows)}",
         markup=False,
         soft_wrap=True,
     )
