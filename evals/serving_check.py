@@ -279,14 +279,8 @@ def main(
             rows += found
     told = pace.told or [pace()]
     paces = dict(zip(("5 %", "50 %", "95 %"), np.percentile(told, (5, 50, 95)).tolist(), strict=True))
-    result = {
-        "engine": engine,
-        "step_times": fits,
-        "requests": requests,
-        "repeats": repeats,
-        "pace": paces,
-        "runs": rows,
-    }
+    result = {"engine": engine, "requests": requests, "repeats": repeats, "paced": paced, "pace": paces}
+    result |= {"step_times": fits, "runs": rows}
     write_text(out / "serving_check.json", json.dumps(result, indent=1))
     shown = ", ".join(f"{value:.2f}" for value in paces.values())
     Console().print(
