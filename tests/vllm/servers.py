@@ -46,10 +46,6 @@ class Server:
         """Start it, or start it again."""
         command = ["-m", "budgetctl", "serve", "--engine", "vllm", "--host", "127.0.0.1"]
         others = ["--", "--enforce-eager", "--max-num-seqs", "16", "--max-model-len", "1024"]
-        others += [
-            "--distributed-executor-backend",
-            "uni",
-        ]  # the model in the engine's process: a quicker start
         # Two servers would bind their engines to the same core.
         settings = {
             "VLLM_CPU_KVCACHE_SPACE": "1",
