@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import signal
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +15,9 @@ def supervise(
 ) -> int:
     """Run ``command`` until a signal ends it, or it has ended by itself once more than ``restarts``.
 
-    SIGTERM and SIGINT are passed on, and what ends after one is not started again. Call it in the main thread.
+    SIGTERM and SIGINT are passed on, and what ends after one is not started again. The process has a session of its own;
+    what it leaves behind there when it ends is killed, since a killed server would leave its engine, and the engine's
+    memory. Call it in the main thread.
 
     Args:
         command: program and arguments.
@@ -36,11 +40,13 @@ def supervise(
     before = {number: signal.signal(number, forward) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         for left in range(restarts, -1, -1):
-            with subprocess.Popen(list(command), env=dict(environment)) as process:
+            with subprocess.Popen(list(command), env=dict(environment), start_new_session=True) as process:
                 running[:] = [process]
                 for number in asked:  # one that came before there was a process
                     process.send_signal(number)
                 found = process.wait()
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
             status = 128 - found if found < 0 else found
             if asked:
                 return status

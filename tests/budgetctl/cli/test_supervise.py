@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -45,3 +47,23 @@ def test_a_signal_is_passed_on_and_nothing_is_started_again(number: signal.Signa
     assert starts.read_text() == "x"
     assert told == []
     assert signal.getsignal(number) is before
+
+
+def test_what_a_killed_process_leaves_behind_is_killed(tmp_path: Path) -> None:
+    """As the engine of a server: it holds a lock for as long as it lives."""
+    lock = tmp_path / "lock"
+    command = code(
+        "import fcntl\nheld = open(sys.argv[1], 'w')\nfcntl.flock(held, fcntl.LOCK_EX)\n"
+        "if os.fork() == 0:\n    while True: signal.pause()\n"
+        "os.kill(os.getpid(), signal.SIGKILL)",
+        str(lock),
+    )
+    assert supervise(command, os.environ, 0, lambda line: None) == 128 + signal.SIGKILL
+    end = time.monotonic() + 20
+    with lock.open("w") as held:
+        while True:
+            try:
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                assert time.monotonic() < end, "it still runs"
