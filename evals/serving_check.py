@@ -1,18 +1,19 @@
 """The simulator against a real engine at small scale: ``python -m budgetctl.evals.serving_check``.
 
-The embedded reasoner runs in transformers' continuous batching. Waves of requests that all come at once give the step's
-time by least squares; then requests arrive at random in real time, and the simulator gets the same arrivals with the
-tokens that were written. Writes ``serving_check.json`` to ``--out``; its step time is what ``budgetctl simulate
---step-time`` takes.
+The embedded reasoner runs in transformers' continuous batching, or in vLLM (``--engine vllm``), driven step by step. A
+step takes the processor time of this process over that of a fixed piece of work beside it, and requests arrive by the
+sum of those: what other processes do on the machine counts for little. Calibration runs give the step's time by least squares over their steps; then requests arrive
+at random, and the simulator gets the same arrivals with the tokens that were written. Calibration and arrivals take
+turns. Writes ``serving_check.json`` to ``--out``; its step times
+are what ``budgetctl simulate --step-time`` takes.
 """
 
 from __future__ import annotations
 
 import json
-import threading
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,16 +23,20 @@ from rich.console import Console
 
 from budgetctl.evals.load import load_model
 from budgetctl.evals.output import progress_bar, write_text
-from budgetctl.integrations.transformers import install
-from budgetctl.reasoner.load import PREDICTOR
+from budgetctl.evals.pace import Pace
+from budgetctl.evals.stepped_engines import SteppedEngine, TransformersSteps, VLLMSteps
 from budgetctl.reasoner.tasks import take_questions
 from budgetctl.simulate.replica import Replica
 from budgetctl.simulate.step_time import ReplicaShape, StepTime
 from budgetctl.simulate.workload import Workload
 
-#: Rows of the waves, and tokens that each row writes, from which the step's time is fitted.
+#: Calibration: requests that come at once, as (rows, tokens that each writes at most).
 WAVES = tuple((rows, tokens) for rows in (1, 4, 8, 16) for tokens in (1, 24, 48))
+#: And requests that come one by one, so many steps apart; they show what a step costs in which one prompt is read.
+STAIRS, STAIR_REQUESTS, STAIR_TOKENS = (1, 3, 8), 24, 48
 SHAPE = ReplicaShape(blocks=256, block_size=32, max_rows=16, max_batch_tokens=1024)
+#: Tokens that a request of the comparison writes at most.
+MOST = 96
 
 
 @dataclass(frozen=True)
@@ -44,59 +49,103 @@ class Served:
     written: int
 
 
-def serve(manager: Any, prompts: Sequence[list[int]], arrivals: Sequence[float], tokens: int) -> list[Served]:
-    """Send the prompts at ``arrivals`` (seconds from now) and wait for all; they write ``tokens`` at most."""
-    finish: dict[str, tuple[float, int]] = {}
-    begin = time.perf_counter() + 0.05
+@dataclass(frozen=True)
+class Step:
+    """One step of the real engine: rows, KV tokens that they read, prompts and prompt tokens among them, and seconds."""
 
-    def collect() -> None:
-        while len(finish) < len(prompts):
-            output = manager.get_result(timeout=1)
-            if output is None and not manager.is_running():
-                return
-            if output is not None and output.is_finished():
-                finish[output.request_id] = (time.perf_counter() - begin, len(output.generated_tokens))
-
-    collecting = threading.Thread(target=collect)
-    collecting.start()
-    sent = []
-    for number, (prompt, arrival) in enumerate(zip(prompts, arrivals, strict=True)):
-        name = f"{begin}-{number}"
-        time.sleep(max(0.0, begin + arrival - time.perf_counter()))
-        sent.append((name, time.perf_counter() - begin))
-        manager.add_request(list(prompt), request_id=name, max_new_tokens=tokens)
-    collecting.join()
-    if len(finish) < len(sent):
-        raise RuntimeError("the engine has ended before its requests; see above")
-    return [
-        Served(arrival, *_pair(finish[name], prompt))
-        for (name, arrival), prompt in zip(sent, prompts, strict=True)
-    ]
+    rows: int
+    kv_tokens: int
+    prompts: int
+    prompt_tokens: int
+    seconds: float
 
 
-def _pair(result: tuple[float, int], prompt: list[int]) -> tuple[float, int, int]:
-    return result[0], len(prompt), result[1]
+def drive(
+    engine: SteppedEngine,
+    prompts: Sequence[Sequence[int]],
+    arrivals: Sequence[float],
+    tokens: int,
+    thinking_budget: int | None = None,
+    clock: Callable[[], float] = time.process_time,
+    pace: Callable[[], float] = lambda: 1.0,
+) -> tuple[list[Served], list[Step]]:
+    """Serve the prompts of an idle engine; what is between two steps takes no time but for adding requests.
+
+    Args:
+        engine: that is driven.
+        prompts: token ids.
+        arrivals: of each, seconds of the clock since the start, not decreasing.
+        tokens: that each writes at most.
+        thinking_budget: of each; None for none.
+        clock: in seconds.
+        pace: what a step's time is divided by, asked after each.
+
+    Returns:
+        The requests in order, and the steps.
+    """
+    now, sent = 0.0, 0
+    before: dict[int, int] = {}
+    served: dict[int, Served] = {}
+    steps = []
+    while len(served) < len(prompts):
+        if not before:
+            now = max(now, arrivals[sent])
+        begun = clock()
+        while sent < len(prompts) and arrivals[sent] <= now:
+            engine.add(sent, prompts[sent], tokens, thinking_budget)
+            before[sent] = 0
+            sent += 1
+        finished = engine.step()
+        seconds = (clock() - begun) / pace()
+        now += seconds
+        after = {**engine.written(), **finished}
+        wrote = [one for one, count in after.items() if count > before[one]]
+        read = [one for one in wrote if not before[one]]
+        steps.append(
+            Step(
+                rows=len(wrote),
+                kv_tokens=sum(len(prompts[one]) + before[one] for one in wrote),
+                prompts=len(read),
+                prompt_tokens=sum(len(prompts[one]) for one in read),
+                seconds=seconds,
+            )
+        )
+        for one, count in finished.items():
+            served[one] = Served(arrivals[one], now, len(prompts[one]), count)
+        before = {one: count for one, count in after.items() if one not in finished}
+    return [served[one] for one in range(len(prompts))], steps
 
 
-def fit_step_time(waves: Sequence[Sequence[Served]]) -> StepTime:
-    """Non-negative least squares, relative to each wave's time: steps, rows · steps, KV tokens read and prompt tokens."""
+def calibrate(
+    engine: SteppedEngine,
+    prompts: Sequence[Sequence[int]],
+    thinking_budget: int | None,
+    **clocks: Callable[[], float],
+) -> list[Step]:
+    """The steps of waves and stairs; ``clocks`` as of :func:`drive`."""
+    steps: list[Step] = []
+    for rows, tokens in WAVES:
+        steps += drive(engine, prompts[:rows], [0.0] * rows, tokens, thinking_budget, **clocks)[1]
+    usual = float(np.median([step.seconds for step in steps]))
+    for apart in STAIRS:
+        arrivals = [one * apart * usual for one in range(STAIR_REQUESTS)]
+        steps += drive(engine, prompts[:STAIR_REQUESTS], arrivals, STAIR_TOKENS, thinking_budget, **clocks)[1]
+    return steps
+
+
+def fit_step_time(steps: Sequence[Step]) -> StepTime:
+    """Non-negative least squares: a step, its rows, KV tokens read, whether prompts are read in it, and their tokens."""
     from scipy.optimize import nnls
 
-    rows, seconds = [], []
-    for wave in waves:
-        steps = max(one.written for one in wave)
-        decoded = sum(one.written for one in wave)
-        read = sum(one.prompt * one.written + one.written * (one.written - 1) / 2 for one in wave)
-        rows.append([steps, decoded, read, sum(one.prompt for one in wave)])
-        seconds.append(max(one.finish for one in wave) - min(one.arrival for one in wave))
-    scale = 1 / np.asarray(seconds)
-    found, _ = nnls(np.asarray(rows) * scale[:, None], np.ones(len(scale)))
-    base, row, kv, prefill = found.tolist()
-    return StepTime(base, row, kv, 0.0, prefill)
+    values = np.array([astuple(step) for step in steps], dtype=float)
+    rows, kv, prompts, prompt_tokens, seconds = values.T
+    columns = [np.ones(len(values)), rows, kv, prompts > 0, prompt_tokens]
+    found, _ = nnls(np.column_stack(columns).astype(float), seconds)
+    return StepTime(*found.tolist())
 
 
 def simulate(served: Sequence[Served], step: StepTime, shape: ReplicaShape = SHAPE) -> np.ndarray:
-    """[N] seconds at which the simulator finishes the same requests."""
+    """[N] seconds at which the simulator finishes the same requests, in order of their arrival."""
     order = sorted(served, key=lambda one: one.arrival)
     written = np.array([one.written for one in order])
     workload = Workload(
@@ -113,17 +162,20 @@ def simulate(served: Sequence[Served], step: StepTime, shape: ReplicaShape = SHA
     return replica.progress.finish
 
 
-def compare(served: Sequence[Served], step: StepTime) -> dict[str, float]:
-    """Measured and simulated throughput (requests per second) and latencies (seconds), and the ratio of each."""
-    order = sorted(served, key=lambda one: one.arrival)
-    arrival = np.array([one.arrival for one in order])
+def compare(runs: Sequence[Sequence[Served]], step: StepTime) -> dict[str, float]:
+    """Measured and simulated throughput (requests per second) and latencies (seconds) over all requests of some runs, and
+    the ratio of each."""
+    order = [sorted(run, key=lambda one: one.arrival) for run in runs]
+    arrival = [np.array([one.arrival for one in run]) for run in order]
+    ends = {
+        "measured": [np.array([one.finish for one in run]) for run in order],
+        "simulated": [simulate(run, step) for run in order],
+    }
     found: dict[str, float] = {}
-    for name, finish in (
-        ("measured", np.array([one.finish for one in order])),
-        ("simulated", simulate(order, step)),
-    ):
-        latency = finish - arrival
-        found[f"{name}_throughput"] = len(order) / float(finish.max() - arrival[0])
+    for name, finish in ends.items():
+        latency = np.concatenate([end - begin for end, begin in zip(finish, arrival, strict=True)])
+        spans = [float(end.max() - begin[0]) for end, begin in zip(finish, arrival, strict=True)]
+        found[f"{name}_throughput"] = len(latency) / sum(spans)
         found[f"{name}_mean"] = float(latency.mean())
         found[f"{name}_p50"] = float(np.percentile(latency, 50))
         found[f"{name}_p99"] = float(np.percentile(latency, 99))
@@ -148,73 +200,94 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def check(
+    engine: SteppedEngine,
+    prompts: Sequence[Sequence[int]],
+    thinking_budget: int | None,
+    loads: Sequence[float],
+    repeats: int,
+    seed: int,
+    done: Callable[[], None] = lambda: None,
+    **clocks: Callable[[], float],
+) -> tuple[StepTime, list[dict[str, Any]]]:
+    """The fitted step time, and the comparison at each load.
+
+    Args:
+        engine: that is driven.
+        prompts: of the requests of a run.
+        thinking_budget: of each.
+        loads: rates of arrival, as shares of what full batches serve.
+        repeats: runs at each load, calibrations between them.
+        seed: of the arrivals.
+        done: called after each run.
+        clocks: as of :func:`drive`.
+    """
+    noise = np.random.default_rng(seed)
+    full, _ = drive(engine, prompts, [0.0] * len(prompts), MOST, thinking_budget, **clocks)
+    done()
+    most = len(full) / max(one.finish for one in full)
+    steps: list[Step] = []
+    runs: dict[float, list[list[Served]]] = {load: [] for load in loads}
+    for _ in range(repeats):
+        for load in loads:
+            steps += calibrate(engine, prompts, thinking_budget, **clocks)
+            arrivals = np.cumsum(noise.exponential(1 / (load * most), size=len(prompts)))
+            runs[load].append(drive(engine, prompts, arrivals.tolist(), MOST, thinking_budget, **clocks)[0])
+            done()
+    steps += calibrate(engine, prompts, thinking_budget, **clocks)
+    step = fit_step_time(steps)
+    rows = [
+        {"thinking_budget": thinking_budget, "rate": load * most, "load": load, **compare(runs[load], step)}
+        for load in loads
+    ]
+    return step, rows
+
+
 def main(
-    requests: Annotated[int, typer.Option(help="requests of each run", min=2)] = 120,
+    engine: Annotated[str, typer.Option(help="transformers or vllm")] = "transformers",
+    requests: Annotated[int, typer.Option(help="requests of each run", min=STAIR_REQUESTS)] = 120,
     shares: Annotated[str, typer.Option(help="loads, as shares of what full batches serve")] = "0.4,0.8",
     budget: Annotated[int, typer.Option(help="thinking budget of the second policy", min=1)] = 16,
-    repeats: Annotated[
-        int, typer.Option(help="times that each wave is measured; the median counts", min=1)
-    ] = 3,
+    repeats: Annotated[int, typer.Option(help="runs at each load", min=1)] = 3,
     seed: Annotated[int, typer.Option(help="of arrivals")] = 0,
+    paced: Annotated[bool, typer.Option("--pace/--no-pace", help="divide by a fixed piece of work")] = True,
     out: Annotated[Path, typer.Option(help="folder for the result")] = Path("runs/serving_check"),
 ) -> None:
     """Fit the step's time and compare, without and with a thinking budget."""
-    from transformers.generation.configuration_utils import ContinuousBatchingConfig
-
+    if engine not in ("transformers", "vllm"):
+        raise typer.BadParameter(f"--engine {engine}: expected transformers or vllm")
     loaded = load_model()
-    questions = take_questions("test", requests)
     render = loaded.tokenizer.apply_chat_template
     prompts = [
         list(render([{"role": "user", "content": q.prompt}], add_generation_prompt=True).input_ids)
-        for q in questions
+        for q in take_questions("test", requests)
     ]
-    noise = np.random.default_rng(seed)
+    runs: SteppedEngine = VLLMSteps(SHAPE) if engine == "vllm" else TransformersSteps(loaded, SHAPE)
+    loads = [float(share) for share in shares.split(",")]
     rows: list[dict[str, Any]] = []
     fits = {}
     with progress_bar(Console(stderr=True)) as bar:
-        loads = [float(share) for share in shares.split(",")]
-        task = bar.add_task("serving", total=2 * (len(WAVES) * repeats + len(loads)))
+        task = bar.add_task("serving", total=2 * (1 + repeats * len(loads)))
+        pace = Pace()
+        clocks: dict[str, Callable[[], float]] = {"pace": pace} if paced else {}
+        calibrate(runs, prompts, budget)  # the first steps allocate
         for thinking_budget in (None, budget):
-            installation = install(loaded.model, loaded.tokenizer, PREDICTOR)
-            model: Any = installation.model
-            config = model.generation_config
-            config.update(do_sample=False, top_k=None, top_p=None, temperature=None, max_new_tokens=96)
-            config.thinking_budget = thinking_budget
-            sizes = ContinuousBatchingConfig(
-                page_size=SHAPE.block_size,
-                num_blocks=SHAPE.blocks,
-                max_batch_tokens=SHAPE.max_batch_tokens,
-                max_requests_per_batch=SHAPE.max_rows,
+            step, found = check(
+                runs, prompts, thinking_budget, loads, repeats, seed, lambda: bar.advance(task), **clocks
             )
-            manager = model.init_continuous_batching(config, sizes)
-            manager.start()
-            try:
-                serve(manager, prompts[:4], [0.0] * 4, 8)  # the first steps allocate
-                waves = []
-                for count, tokens in WAVES:
-                    again = []
-                    for _ in range(repeats):
-                        again.append(serve(manager, prompts[:count], [0.0] * count, tokens))
-                        bar.advance(task)
-                    waves.append(sorted(again, key=lambda w: max(s.finish for s in w))[repeats // 2])
-                step = fit_step_time(waves)
-                fits["none" if thinking_budget is None else str(thinking_budget)] = asdict(step)
-                full = waves[-1]
-                most = SHAPE.max_rows / max(one.finish for one in full)
-                for share in loads:
-                    arrivals = np.cumsum(noise.exponential(1 / (share * most), size=requests))
-                    found = serve(manager, prompts, arrivals.tolist(), 96)
-                    rows.append(
-                        {"thinking_budget": thinking_budget, "rate": share * most, **compare(found, step)}
-                    )
-                    bar.advance(task)
-            finally:
-                manager.stop(block=True)
-                config.thinking_budget = None
-                installation.uninstall()
-    result = {"step_time": fits["none"], "step_times": fits, "requests": requests, "runs": rows}
+            fits["none" if thinking_budget is None else str(thinking_budget)] = asdict(step)
+            rows += found
+    told = pace.told or [pace()]
+    paces = dict(zip(("5 %", "50 %", "95 %"), np.percentile(told, (5, 50, 95)).tolist(), strict=True))
+    result = {"engine": engine, "requests": requests, "repeats": repeats, "paced": paced, "pace": paces}
+    result |= {"step_times": fits, "runs": rows}
     write_text(out / "serving_check.json", json.dumps(result, indent=1))
-    Console().print(f"{json.dumps(fits)}\n\n{table(rows)}", markup=False, soft_wrap=True)
+    shown = ", ".join(f"{value:.2f}" for value in paces.values())
+    Console().print(
+        f"{json.dumps(fits)}\n\npace, 5, 50 and 95 % of the steps: {shown}\n\n{table(rows)}",
+        markup=False,
+        soft_wrap=True,
+    )
 
 
 if __name__ == "__main__":

@@ -47,6 +47,14 @@ def evaluate(
     steered: Annotated[
         bool, typer.Option(help="Note which tokens guidance changed, for the report; costs a little speed.")
     ] = True,
+    engine: Annotated[str, typer.Option(help="What runs the model: transformers or vllm.")] = "transformers",
+    engine_options: Annotated[
+        str | None,
+        typer.Option(
+            help="With --engine vllm: options of its LLM as a JSON object, such as '{\"tensor_parallel_size\": 2}'.",
+            show_default=False,
+        ),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check everything, and say what would be run.")
     ] = False,
@@ -64,10 +72,13 @@ def evaluate(
         from budgetctl.evals.harness.records import RECORDS, read_records
         from budgetctl.evals.harness.run import check_tasks, pending
         from budgetctl.evals.harness.tasks import load_tasks
-        from budgetctl.evals.methods.registry import method_named
+        from budgetctl.evals.methods.registry import check_engine, method_named
         from budgetctl.reasoner.load import MODEL_ID
 
+        here = Processes.here()
         chosen = [method_named(name) for name in text_list("--methods", methods)]
+        settings = _engine_settings(engine, engine_options, device, here.count)
+        check_engine(chosen, engine)
         caps = number_list("--budgets", budgets)
         if caps and max(caps) >= max_new_tokens:
             raise BudgetError(
@@ -91,6 +102,7 @@ def evaluate(
             model=model or MODEL_ID,
             predictor=predictor,
             questions={name: digest(items) for name, items in tasks.items()},
+            engine=engine,
         )
         asked = cells(config, list(tasks), chosen)
         check_directory(output, config)
@@ -106,9 +118,8 @@ def evaluate(
         }
         artifact = load.open_predictor(model, predictor)
         place = load.choose_device(device)
-        here = Processes.here()
         if not dry_run:
-            _run(config, tasks, chosen, output, batch_size, steered, model, artifact, place, here)
+            _run(config, tasks, chosen, output, batch_size, steered, model, artifact, place, here, settings)
     if not here.main:
         return
     if as_json:
@@ -128,6 +139,7 @@ def _run(
     artifact: Any,
     place: Any,
     here: Any,
+    engine_settings: Any,
 ) -> None:
     """Answer, then measure and report."""
     from budgetctl.cli import load
@@ -141,16 +153,21 @@ def _run(
     if place.type == "cuda" and place.index is None and here.count > 1:
         place = load.choose_device(f"cuda:{here.local_rank}")
 
-    def engine() -> TransformersEngine:
+    def engine() -> Any:
+        if config.engine == "vllm":
+            from budgetctl.evals.harness.vllm_opening import open_vllm
+
+            return open_vllm(model, config.predictor, engine_settings, temperature=config.temperature)
         return TransformersEngine(
             load.open_model(model, artifact, place), temperature=config.temperature, steered=steered
         )
 
     session = {
-        **environment(place),
+        **environment(place, *(["vllm"] if config.engine == "vllm" else [])),
         "command": shlex.join(["budgetctl", *sys.argv[1:]]),
         "batch_size": batch_size,
         "processes": here.count,
+        **({"engine_options": engine_settings} if config.engine == "vllm" else {}),
         "started": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     }
     with progress_bar(err()) as bar:
@@ -174,6 +191,21 @@ def _run(
     if here.main:
         write_summary(folder)
         write_report(folder)
+
+
+def _engine_settings(engine: str, options: str | None, device: str | None, processes: int) -> dict[str, Any]:
+    """Options of the engine, checked."""
+    if engine == "vllm":
+        from budgetctl.evals.harness.vllm_opening import check_vllm
+
+        return check_vllm(options, device, processes)
+    if engine != "transformers":
+        raise BudgetError(f"--engine {engine}: expected transformers or vllm; correct it")
+    if options is not None:
+        raise BudgetError(
+            "--engine-options without --engine vllm: expected none; drop it, or give --engine vllm"
+        )
+    return {}
 
 
 def _described(cell: Cell) -> str:

@@ -30,6 +30,15 @@ def serve(
     ] = 8000,
     device: Device = None,
     engine: Annotated[Engine, typer.Option(help="What runs the model.")] = Engine.transformers,
+    restarts: Annotated[
+        int | None,
+        typer.Option(
+            help="With --engine vllm: how often a server that ended by itself is started again; when that is used up, the "
+            "exit status is not 0.",
+            min=0,
+            show_default=False,
+        ),
+    ] = None,
     others: Annotated[
         list[str] | None,
         typer.Argument(
@@ -41,10 +50,15 @@ def serve(
     if engine is Engine.vllm:
         from budgetctl.cli.serve_vllm import serve_with_vllm
 
-        serve_with_vllm(model, predictor, host, port, device, others or [])
+        serve_with_vllm(model, predictor, host, port, device, others or [], restarts)
     elif others:
         raise BudgetctlError(
             f"{others[0]!r} is no option of the transformers engine: expected options of vllm serve with --engine vllm alone; drop it"
+        )
+    elif restarts is not None:
+        raise BudgetctlError(
+            f"--restarts {restarts} with the transformers engine: expected none, as it has no process of its own; drop it, "
+            "or use --engine vllm"
         )
     else:
         serve_with_transformers(model, predictor, host, port, device)

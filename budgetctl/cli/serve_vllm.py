@@ -10,6 +10,8 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from budgetctl.cli.render import err
+from budgetctl.cli.supervise import supervise
 from budgetctl.delimiters import ThinkingDelimiters, find_delimiters
 from budgetctl.errors import BudgetctlError
 from budgetctl.integrations.vllm.counters import FOLDER_VARIABLE
@@ -33,8 +35,10 @@ def serve_with_vllm(
     port: int,
     device: str | None,
     others: Sequence[str],
+    restarts: int | None = None,
 ) -> None:
-    """Become ``vllm serve``: this process is replaced, so that signals and exit status are vLLM's.
+    """Become ``vllm serve``: this process is replaced, so that signals and exit status are vLLM's. With ``restarts`` it
+    stays, as :func:`~budgetctl.cli.supervise.supervise` describes.
 
     Args:
         model: directory or hub id; the embedded reasoner when None.
@@ -43,8 +47,10 @@ def serve_with_vllm(
         port: to listen on.
         device: must be None.
         others: options of ``vllm serve``, which are passed on.
+        restarts: how often a server that ended by itself is started again; None to become it.
 
     Raises:
+        SystemExit: with ``restarts``, when it has ended.
         BudgetctlError: when vLLM is not installed, for ``device`` or port 0, or a model without markers.
         PredictorError: when the predictor cannot be found or is corrupt.
     """
@@ -73,7 +79,14 @@ def serve_with_vllm(
         environment[FOLDER_VARIABLE] = tempfile.mkdtemp(prefix="budgetctl-metrics-")
     flags = vllm_flags(model, host, port, others, markers_of(model))
     command = [sys.executable, "-m", *entry(str(WEIGHTS) if model is None else model), *flags]
-    os.execve(sys.executable, command, environment)
+    if restarts is None:
+        os.execve(sys.executable, command, environment)
+    else:
+        raise SystemExit(supervise(command, environment, restarts, _tell))
+
+
+def _tell(line: str) -> None:
+    err().print(line, markup=False, soft_wrap=True)
 
 
 def entry(model: str) -> list[str]:

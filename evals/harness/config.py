@@ -52,6 +52,7 @@ class RunConfig:
         model: directory or hub id, or the embedded reasoner's name.
         predictor: directory or hub id; None without one, or for the model's own.
         questions: hash of the questions of each task, by its name.
+        engine: what runs the model; its noise is its own.
     """
 
     tasks: tuple[str, ...]
@@ -66,6 +67,7 @@ class RunConfig:
     model: str
     predictor: str | None = None
     questions: Mapping[str, str] = field(default_factory=dict)
+    engine: str = "transformers"
 
     @property
     def greedy(self) -> bool:

@@ -15,6 +15,8 @@ from budgetctl.evals.harness.records import RECORDS, mend, merge_shards
 from budgetctl.evals.output import write_text
 
 RUN = "run.json"
+#: What runs had that say nothing of it.
+OLDER = {"engine": "transformers"}
 
 
 def check_directory(folder: Path, config: RunConfig) -> dict[str, Any] | None:
@@ -34,7 +36,7 @@ def check_directory(folder: Path, config: RunConfig) -> dict[str, Any] | None:
         return None
     try:
         earlier = dict(json.loads(path.read_text(encoding="utf-8")))
-        was = dict(earlier["configuration"])
+        was = OLDER | dict(earlier["configuration"])
     except (OSError, ValueError, KeyError, TypeError):
         raise EvalError(
             f"{path} cannot be read: expected the configuration of a run; give another --out"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import platform
 import shutil
@@ -15,8 +16,8 @@ import transformers
 import budgetctl
 
 
-def environment(device: torch.device) -> dict[str, Any]:
-    """JSON values; ``git_revision`` is None unless this code is from a checkout, ``-dirty`` where files were changed."""
+def environment(device: torch.device, *packages: str) -> dict[str, Any]:
+    """JSON values, with the versions of further ``packages`` that are installed; ``git_revision`` is None unless this code is from a checkout, ``-dirty`` where files were changed."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor()
     return {
         "versions": {
@@ -24,6 +25,7 @@ def environment(device: torch.device) -> dict[str, Any]:
             "torch": torch.__version__,
             "transformers": transformers.__version__,
             "budgetctl": budgetctl.__version__,
+            **{name: version for name in packages if (version := installed_version(name)) is not None},
         },
         "git_revision": git_revision(Path(budgetctl.__file__).parent),
         "platform": platform.platform(),
@@ -32,6 +34,13 @@ def environment(device: torch.device) -> dict[str, Any]:
         "cpus": os.cpu_count(),
         "threads": torch.get_num_threads(),
     }
+
+
+def installed_version(module: str) -> str | None:
+    """Of the package that has this module, whatever its own name; None where none is installed."""
+    for name in importlib.metadata.packages_distributions().get(module, []):
+        return importlib.metadata.version(name)
+    return None
 
 
 def git_revision(folder: Path) -> str | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from budgetctl.errors import EvalError
 from budgetctl.evals.harness.method import Method
@@ -37,6 +37,18 @@ METHODS: dict[str, Callable[[], Method]] = {
     "gamma-published": GammaPublished,
 }
 
+#: Methods that need of an engine what transformers alone has, and what that is.
+NEEDS_TRANSFORMERS = {
+    "budgetctl-kv": "kv_budget",
+    "budgetctl-plan": "plan",
+    "budgetctl-exit": "early_exit",
+    "deer": "early_exit",
+    "deer-cap": "early_exit",
+    "dynasor": "early_exit",
+    "dynasor-cap": "early_exit",
+    "gamma-published": "a logits processor of its own",
+}
+
 
 def method_named(name: str) -> Method:
     """The method of that name.
@@ -47,3 +59,18 @@ def method_named(name: str) -> Method:
     if name not in METHODS:
         raise EvalError(f"unknown method {name!r}: expected one of {', '.join(METHODS)}; correct the name")
     return METHODS[name]()
+
+
+def check_engine(methods: Sequence[Method], engine: str) -> None:
+    """Check that ``engine`` can run the methods.
+
+    Raises:
+        EvalError: there is one that it cannot.
+    """
+    for method in methods:
+        if engine != "transformers" and method.name in NEEDS_TRANSFORMERS:
+            able = ", ".join(name for name in METHODS if name not in NEEDS_TRANSFORMERS)
+            raise EvalError(
+                f"method {method.name!r} on {engine} needs {NEEDS_TRANSFORMERS[method.name]}: expected one of {able}; leave "
+                "it out, or use --engine transformers"
+            )

@@ -1,74 +1,168 @@
-"""The fit and the comparison, on times that the simulator itself has made; no engine is run."""
+"""Driving, fit and comparison on an engine whose steps take a known time; no model is run."""
 
 from __future__ import annotations
 
-import queue
-from types import SimpleNamespace
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pytest
+import typer
 
+from budgetctl.evals import serving_check
+from budgetctl.evals.pace import Pace
 from budgetctl.evals.serving_check import (
     SHAPE,
-    WAVES,
     Served,
+    calibrate,
+    check,
     compare,
+    drive,
     fit_step_time,
-    serve,
     simulate,
     table,
 )
 from budgetctl.simulate.step_time import StepTime
 
-STEP = StepTime(0.01, 0.001, 1e-6, 0.0, 1e-4)
+STEP = StepTime(0.01, 0.001, 1e-6, 2e-3, 1e-4)
+SLOW = StepTime(0.03, 0.003, 3e-6, 6e-3, 3e-4)
+PROMPTS = [[0] * (20 + number % 9) for number in range(40)]
 
 
-def timed(jobs: list[tuple[float, int, int]]) -> list[Served]:
-    """Jobs (arrival, prompt, written) as the simulator serves them."""
-    finish = simulate([Served(arrival, 0.0, prompt, written) for arrival, prompt, written in jobs], STEP)
-    return [Served(arrival, float(end), *sizes) for (arrival, *sizes), end in zip(jobs, finish, strict=True)]
+class TimedEngine:
+    """First come, first served, whole prompts; the clock moves by the step's time alone.
+
+    Args:
+        step: its time.
+        lengths: tokens that a request writes, by number, within its limit.
+    """
+
+    def __init__(self, step: StepTime, lengths: Sequence[int]) -> None:
+        self.step_time, self.lengths = step, lengths
+        self.now = 0.0
+        self.asked: list[int | None] = []
+        self._waiting: list[int] = []
+        self._running: dict[int, int] = {}
+        self._prompt: dict[int, int] = {}
+        self._most: dict[int, int] = {}
+
+    def clock(self) -> float:
+        return self.now
+
+    def add(self, number: int, prompt: Sequence[int], most: int, thinking_budget: int | None) -> None:
+        self._waiting.append(number)
+        self._prompt[number] = len(prompt)
+        self._most[number] = min(most, self.lengths[number % len(self.lengths)])
+        self.asked.append(thinking_budget)
+
+    def step(self) -> dict[int, int]:
+        read = []
+        while self._waiting and len(self._running) < SHAPE.max_rows:
+            read.append(self._waiting.pop(0))
+            self._running[read[-1]] = 0
+        held = sum(self._prompt[one] + count for one, count in self._running.items())
+        step = self.step_time
+        self.now += step.base + step.row * len(self._running) + step.kv_token * held
+        if read:
+            self.now += step.prefill_base + step.prefill_token * sum(self._prompt[one] for one in read)
+        self._running = {one: count + 1 for one, count in self._running.items()}
+        done = {one: count for one, count in self._running.items() if count == self._most[one]}
+        self._running = {one: count for one, count in self._running.items() if one not in done}
+        return done
+
+    def written(self) -> Mapping[int, int]:
+        return self._running | dict.fromkeys(self._waiting, 0)
 
 
-def test_the_fit_finds_the_time_that_made_the_waves() -> None:
-    waves = [timed([(0.0, 30 + row, tokens) for row in range(rows)]) for rows, tokens in WAVES]
-    found = fit_step_time(waves)
-    assert found.base == pytest.approx(STEP.base, rel=0.03)
-    assert found.row == pytest.approx(STEP.row, rel=0.03)
-    assert found.prefill_token == pytest.approx(STEP.prefill_token, rel=0.1)
+def engine(step: StepTime = STEP) -> TimedEngine:
+    return TimedEngine(step, np.random.default_rng(1).integers(1, 60, size=37).tolist())
 
 
-def test_a_comparison_with_itself_has_no_error() -> None:
-    arrivals = np.cumsum(np.random.default_rng(0).exponential(0.05, size=60))
-    served = timed([(float(time), 20, 10 + number % 30) for number, time in enumerate(arrivals)])
-    found = compare(served, STEP)
-    assert found["ratio_mean"] == found["ratio_p99"] == found["ratio_throughput"] == 1
-    slower = compare(served, StepTime(0.02, 0.001))
-    assert slower["ratio_mean"] > 1.5
-    assert "(+0%)" in table([{"thinking_budget": None, "rate": 20.0, **found}])
+def arrivals(count: int, gap: float) -> list[float]:
+    return [float(time) for time in np.cumsum(np.random.default_rng(0).exponential(gap, size=count))]
 
 
-def test_requests_are_sent_in_time_and_collected() -> None:
-    class Manager:
-        """Finishes each request at once."""
+@pytest.fixture
+def clocked(monkeypatch: pytest.MonkeyPatch) -> TimedEngine:
+    """An engine whose clock is what ``drive`` takes by default."""
+    found = engine()
+    monkeypatch.setattr(drive, "__defaults__", (None, found.clock, lambda: 1.0))
+    return found
 
-        def __init__(self) -> None:
-            self.results: queue.Queue[Any] = queue.Queue()
 
-        def add_request(self, prompt: list[int], request_id: str, max_new_tokens: int) -> None:
-            done = SimpleNamespace(
-                request_id=request_id, generated_tokens=[0] * max_new_tokens, is_finished=lambda: True
-            )
-            self.results.put(done)
+@pytest.mark.parametrize("gap", [0.5, 0.03, 0.0])
+def test_the_simulator_finishes_each_request_when_the_engine_does(gap: float) -> None:
+    """On an idle engine, a busy one, and one to which all come at once."""
+    runs = engine()
+    served, steps = drive(runs, PROMPTS, arrivals(40, gap), 48, 7, runs.clock)
+    assert runs.asked == [7] * 40
+    assert [one.prompt for one in served] == [len(prompt) for prompt in PROMPTS]
+    assert max(step.rows for step in steps) == (16 if gap < 0.5 else max(step.rows for step in steps))
+    assert sum(step.prompts for step in steps) == 40
+    assert sum(step.rows for step in steps) == sum(one.written for one in served)
+    np.testing.assert_allclose(simulate(served, STEP), [one.finish for one in served])
+    found = compare([served, served], STEP)
+    assert found["ratio_mean"] == pytest.approx(1)
+    assert found["ratio_p99"] == pytest.approx(1)
+    assert found["ratio_throughput"] == pytest.approx(1)
 
-        def get_result(self, timeout: float) -> Any:
-            return self.results.get(timeout=timeout)
 
-        def is_running(self) -> bool:
-            return True
+def test_the_fit_finds_the_time_of_the_steps(clocked: TimedEngine) -> None:
+    found = fit_step_time(calibrate(clocked, PROMPTS, None))
+    for name in ("base", "row", "kv_token", "prefill_base", "prefill_token"):
+        assert getattr(found, name) == pytest.approx(getattr(STEP, name), rel=1e-6), name
 
-    served = serve(Manager(), [[1, 2], [3]], [0.0, 0.02], 4)
-    assert [(one.prompt, one.written) for one in served] == [(2, 4), (1, 4)]
-    assert served[1].arrival >= 0.02
-    assert all(one.finish >= one.arrival for one in served)
-    assert SHAPE.max_batch_tokens >= SHAPE.max_rows
+
+def test_a_check_of_an_engine_that_is_as_the_simulator_has_no_error(clocked: TimedEngine) -> None:
+    done: list[int] = []
+    step, rows = check(clocked, PROMPTS, 16, [0.3, 0.9], 2, 0, lambda: done.append(1))
+    assert step.base == pytest.approx(STEP.base)
+    assert len(done) == 5
+    assert [row["load"] for row in rows] == [0.3, 0.9]
+    for row in rows:
+        assert row["ratio_mean"] == pytest.approx(1)
+        assert row["measured_p99"] >= row["measured_p50"] > 0
+    assert rows[1]["measured_mean"] > rows[0]["measured_mean"]
+    assert "(+0%)" in table(rows)
+    assert table(rows).count("| 16 |") == 2
+
+
+def test_a_wrong_step_time_shows(clocked: TimedEngine) -> None:
+    """Without what a step costs that reads a prompt, a loaded engine looks too fast."""
+    served, _ = drive(clocked, PROMPTS, arrivals(40, 0.05), 48, None, clocked.clock)
+    found = compare([served], StepTime(STEP.base, STEP.row, STEP.kv_token, 0.0, STEP.prefill_token))
+    assert found["ratio_mean"] < 0.97
+
+
+def test_requests_are_compared_in_the_order_of_their_arrival() -> None:
+    runs = engine()
+    served, _ = drive(runs, PROMPTS, arrivals(40, 0.05), 48, None, runs.clock)
+    shuffled: list[Served] = [served[at] for at in np.random.default_rng(3).permutation(40)]
+    assert compare([shuffled], STEP) == compare([served], STEP)
+
+
+def test_an_unknown_engine_is_refused() -> None:
+    with pytest.raises(typer.BadParameter, match="expected transformers or vllm"):
+        serving_check.main(engine="sglang", requests=40)
+
+
+def test_a_slow_minute_is_divided_out() -> None:
+    """The machine is three times as slow from some step on, and the pace says so."""
+    runs = engine()
+    steps_done: list[int] = []
+
+    def pace() -> float:
+        steps_done.append(1)
+        slow = 3.0 if len(steps_done) >= 50 else 1.0
+        runs.step_time = SLOW if len(steps_done) >= 49 else STEP
+        return slow
+
+    served, _ = drive(runs, PROMPTS, arrivals(40, 0.05), 48, None, runs.clock, pace)
+    assert len(steps_done) > 60
+    np.testing.assert_allclose(simulate(served, STEP), [one.finish for one in served])
+
+
+def test_the_pace_is_that_of_the_latest_pieces_of_work() -> None:
+    ticks = iter(np.cumsum([0, *[0, 1] * 15, *[0, 2] * 3, *[0, 4] * 3]).tolist()[1:])
+    pace = Pace(window=3, clock=lambda: next(ticks))
+    assert [pace() for _ in range(6)] == [2, 2, 2, 2, 4, 4]
+    assert pace.told == [2, 2, 2, 2, 4, 4]

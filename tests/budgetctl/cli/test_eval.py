@@ -128,6 +128,10 @@ def test_a_dry_run_says_what_would_be_run(run: Run, tmp_path: Path) -> None:
         (["--predictor", "{tmp}/none"], "none"),
         (["--device", "nowhere"], "device 'nowhere' cannot be used"),
         (["--n", "0"], "--n"),
+        (["--engine", "sglang"], "--engine sglang: expected transformers or vllm"),
+        (["--engine-options", "{{}}"], "--engine-options without --engine vllm"),
+        (["--engine", "vllm", "--engine-options", "[]"], "expected a JSON object"),
+        (["--engine", "vllm", "--device", "cpu"], "choose among GPUs"),
     ],
 )
 def test_bad_input_is_one_line_and_no_model(run: Run, tmp_path: Path, more: list[str], said: str) -> None:
@@ -148,13 +152,74 @@ def test_a_directory_of_another_run_is_refused(
     from budgetctl.cli import load
 
     monkeypatch.setattr(load, "open_model", lambda *given: pytest.fail("a model was loaded"))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
     for more, said in (
         (["--seeds", "1"], "seeds=[0] and [1] is asked for"),
         (["--n", "4"], "n=3 and 4 is asked for"),
         (["--question-seed", "1"], "question_seed=0 and 1 is asked for"),
         (["--temperature", "0.5"], "temperature=1.0 and 0.5 is asked for"),
+        (["--engine", "vllm"], 'engine="transformers" and "vllm" is asked for'),
     ):
         result = run(*arguments(tmp_path, *small, *more))
         assert result.exit_code == 2
         assert said in result.stderr
         assert "give another --out" in result.stderr
+
+
+def test_a_run_from_before_there_were_engines_goes_on(
+    run: Run, tmp_path: Path, finished: list[tuple[str, Path]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = ["--methods", "full", "--budgets", "", "--seeds", "0"]
+    assert run(*arguments(tmp_path, *small)).exit_code == 0
+    about = json.loads((tmp_path / RUN).read_text())
+    del about["configuration"]["engine"]
+    (tmp_path / RUN).write_text(json.dumps(about))
+    from budgetctl.cli import load
+
+    monkeypatch.setattr(load, "open_model", lambda *given: pytest.fail("a model was loaded"))
+    assert run(*arguments(tmp_path, *small)).exit_code == 0
+
+
+def test_a_run_by_vllm(
+    run: Run, tmp_path: Path, finished: list[tuple[str, Path]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a fake of it; a run that was cut off goes on."""
+    from budgetctl.evals.harness import vllm_opening
+    from budgetctl.evals.harness.transformers_engine import TransformersEngine
+    from budgetctl.evals.harness.vllm_engine import VLLMEngine
+    from budgetctl.evals.load import load_model
+    from budgetctl.integrations.vllm.served_model import ServedModel
+    from tests.evals.harness.fake_vllm import FakeLLM, SamplingParams
+
+    asked: list[Any] = []
+
+    def opened(model: Any, predictor: Any, options: Any, *, temperature: float) -> VLLMEngine:
+        asked.append((model, predictor, options, temperature))
+        loaded = load_model(model)
+        served = ServedModel(loaded.delimiters, loaded.boundaries, None, None, 512)
+        return VLLMEngine(FakeLLM(TransformersEngine(loaded)), served, temperature=temperature)
+
+    vllm = ModuleType("vllm")
+    vllm.SamplingParams = SamplingParams  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "vllm", vllm)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    monkeypatch.setattr(vllm_opening, "open_vllm", opened)
+    few = ["--engine", "vllm", "--engine-options", '{"max_model_len": 512}', "--budgets", "8", "--seeds", "3"]
+    assert run(*arguments(tmp_path, *few)).exit_code == 0
+    ((model, *others),) = asked
+    assert Path(model).is_dir()
+    assert others == [None, {"max_model_len": 512}, 1.0]
+    found = read_records(tmp_path / RECORDS)
+    assert {answer.method for answer in found} == {"full", "hard-cut", "budgetctl"}
+    assert all(answer.thinking_tokens <= 8 for answer in found if answer.budget)
+    about = json.loads((tmp_path / RUN).read_text())
+    assert about["configuration"]["engine"] == "vllm"
+    assert about["engine_options"] == {"max_model_len": 512}
+    path = tmp_path / RECORDS
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    assert run(*arguments(tmp_path, *few)).exit_code == 0
+
+    def plain(answers: Any) -> list[str]:
+        return sorted(json.dumps({**answer.as_dict(), "seconds": 0}) for answer in answers)
+
+    assert plain(read_records(path)) == plain(found)

@@ -67,6 +67,24 @@ def test_options_of_vllm_are_passed_on_and_come_first(
     assert environment.get("BUDGETCTL_PREDICTOR") == os.environ.get("BUDGETCTL_PREDICTOR")
 
 
+def test_with_restarts_the_process_stays(
+    run: Run, become: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[Any] = []
+
+    def supervised(command: list[str], environment: dict[str, str], restarts: int, tell: Any) -> int:
+        calls.append((command, environment["BUDGETCTL_PREDICTOR"], restarts))
+        return 7
+
+    monkeypatch.setattr(serve_vllm, "supervise", supervised)
+    assert run("serve", "--engine", "vllm", "--restarts", "3", embedded=True).exit_code == 7
+    ((command, predictor, restarts),) = calls
+    assert command[:2] == [sys.executable, "-m"]
+    assert "--logits-processors" in command
+    assert (predictor, restarts) == (str(PREDICTOR), 3)
+    assert not become
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -76,6 +94,7 @@ def test_options_of_vllm_are_passed_on_and_come_first(
         (["--engine", "vllm", "--model", "/no/such"], "no tokenizer that can be loaded"),
         (["--", "--tensor-parallel-size", "2"], "expected options of vllm serve with --engine vllm alone"),
         (["--engine", "sglang"], "'sglang'"),
+        (["--restarts", "2"], "--restarts 2 with the transformers engine"),
     ],
 )
 def test_what_cannot_be_served_is_told_in_one_line(
