@@ -76,7 +76,8 @@ def example(question: str, tokenizer: PreTrainedTokenizerBase, template: str | N
 def load_planner(
     model: Path, cache: Path | None, template: str | None = None, max_new_tokens: int = 256
 ) -> Planner:
-    """A planner out of a model's folder, in its own dtype; adapters of PEFT are loaded with the model that they name.
+    """A planner out of a model's folder, of safetensors in their own dtype or a GGUF file; adapters of PEFT are loaded with
+    the model that they name.
 
     Plans are kept by the weights' hash, so that one that is trained further plans anew.
 
@@ -85,17 +86,19 @@ def load_planner(
     """
     from transformers import AutoModelForCausalLM
 
-    files = sorted(model.glob("*.safetensors"))
+    files = sorted(model.glob("*.safetensors")) or sorted(model.glob("*.gguf"))[:1]
     if not files:
-        raise InputFileError(f"planner {model}: expected a folder with *.safetensors; correct --planner")
+        raise InputFileError(
+            f"planner {model}: expected a folder with *.safetensors or *.gguf; correct --planner"
+        )
+    more = {"gguf_file": files[0].name} if files[0].suffix == ".gguf" else {}
     digest = hashlib.sha256()
     for file in files:
         digest.update(file.read_bytes())
-    loaded = AutoModelForCausalLM.from_pretrained(model, dtype="auto").eval()
+    loaded = AutoModelForCausalLM.from_pretrained(model, dtype="auto", **more).eval()
     name = f"{model.name}@{digest.hexdigest()[:16]}"
-    writer = ModelWriter(
-        loaded, AutoTokenizer.from_pretrained(model), max_new_tokens=max_new_tokens, name=name
-    )
+    tokenizer = AutoTokenizer.from_pretrained(model, **more)
+    writer = ModelWriter(loaded, tokenizer, max_new_tokens=max_new_tokens, name=name)
     return Planner(writer, None if cache is None else PlanCache(cache), template=template)
 
 

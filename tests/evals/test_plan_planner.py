@@ -123,6 +123,26 @@ def test_a_model_in_a_folder_plans_and_is_kept_by_its_weights(folder: Path, tmp_
         load_planner(tmp_path / "plans", None)
 
 
+def test_a_gguf_file_is_named_to_both_loaders(
+    loaded: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "small.gguf").write_bytes(b"GGUF")
+    named: list[object] = []
+
+    def model(folder: Path, **options: object) -> object:
+        named.append(options.pop("gguf_file"))
+        return loaded.model
+
+    def tokenizer(folder: Path, **options: object) -> object:
+        named.append(options.pop("gguf_file"))
+        return loaded.tokenizer
+
+    monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", model)
+    monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", tokenizer)
+    assert load_planner(tmp_path, None).writer.name.startswith(f"{tmp_path.name}@")
+    assert named == ["small.gguf"] * 2
+
+
 def test_what_is_measured(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     def load(model: Path, cache: Path | None, template: str | None, most: int) -> Planner:
         writer: Writer = Rule()
