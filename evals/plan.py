@@ -1,6 +1,7 @@
 """Plans and step budgets on questions of several parts: ``python -m budgetctl.evals.plan``.
 
-The questions are the embedded reasoner's pairs of dials, of at least four turns; the plans come from their text by rule.
+The questions are the embedded reasoner's pairs of dials, of at least four turns; the plans come from their text by rule, and
+with ``--planner`` from a model as well, whose tokens are counted.
 A question's budget is so many thinking tokens for each turn, and nine for the sum: what the question says, and no label of
 its difficulty. Compared are no plan, the plan in the prompt (alone, with a budget in words for each step as Plan-and-Budget
 has it, or with one for all), one cap for the whole thought, and shares that are enforced step by step, each with and without
@@ -10,6 +11,7 @@ that was interrupted goes on.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import replace
@@ -25,71 +27,13 @@ from budgetctl.evals.load import LoadedModel, load_model
 from budgetctl.evals.metrics import bootstrap_mean, paired_difference
 from budgetctl.evals.output import progress_bar, write_text
 from budgetctl.evals.plan_arms import Arm, arm_records, breaks_off, uses_of
+from budgetctl.evals.plan_planner import agreement, load_planner, plan_all, take_pairs
+from budgetctl.evals.plan_systems import ALWAYS, MIDDLE, planned_by
 from budgetctl.evals.runner import Record, kept_records
 from budgetctl.plan.difficulty import weigh_by_length
 from budgetctl.plan.plan import Plan
-from budgetctl.reasoner.plans import SUM_TOKENS, plan_question
-from budgetctl.reasoner.tasks import Question, questions
-
-MIN_LEVEL = 4
-#: Schedules of the middle budget. For equal exponents the closed form, the exact optimum and greedy are one.
-SCHEDULES = (
-    "weighted",
-    "uniform",
-    "linear",
-    "polynomial",
-    "exponential",
-    "cosine",
-    "rex",
-    "uba",
-    "bam_exact",
-)
-#: Compared at every budget; each is measured against the one named second.
-ALWAYS = (
-    (Arm("one cap, cut", "cut"), None),
-    (Arm("steps weighted, cut", "cut", schedule="weighted"), "one cap, cut"),
-    (Arm("steps weighted, half kept, cut", "cut", schedule="weighted", firmness=0.5), "one cap, cut"),
-    (Arm("steps weighted, floors kept, cut", "cut", schedule="weighted", firmness=0.0), "one cap, cut"),
-    (Arm("two steps, cut", "cut", schedule="weighted", parts_only=True), "one cap, cut"),
-    (Arm("one cap, steered", "steered"), None),
-    (Arm("steps weighted, steered", "steered", schedule="weighted"), "one cap, steered"),
-    (
-        Arm("steps weighted, half kept, steered", "steered", schedule="weighted", firmness=0.5),
-        "one cap, steered",
-    ),
-    (
-        Arm("steps weighted, floors kept, steered", "steered", schedule="weighted", firmness=0.0),
-        "one cap, steered",
-    ),
-    (Arm("two steps, steered", "steered", schedule="weighted", parts_only=True), "one cap, steered"),
-    (
-        Arm("two steps, half kept, steered", "steered", schedule="weighted", firmness=0.5, parts_only=True),
-        "one cap, steered",
-    ),
-)
-#: Compared at the middle budget too. Budgets in the prompt are those of that budget.
-MIDDLE = (
-    (Arm("plan shown", shown=True), "no plan"),
-    (Arm("plan shown, words a step", shown=True, budgets="step"), "no plan"),
-    (Arm("plan shown, words for all", shown=True, budgets="all"), "no plan"),
-    (Arm("plan shown, one cap, steered", "steered", shown=True), "one cap, steered"),
-    *(
-        (Arm(f"steps {name}, steered", "steered", schedule=name), "one cap, steered")
-        for name in SCHEDULES[1:]
-    ),
-    (Arm("steps by predicted length, steered", "steered", schedule="weighted"), "one cap, steered"),
-)
-
-
-def take_pairs(split: str, count: int, seed: int = 0) -> list[Question]:
-    """The first ``count`` distinct questions of two parts with at least ``MIN_LEVEL`` turns."""
-    chosen: dict[str, Question] = {}
-    stream = questions(split, seed)
-    while len(chosen) < count:
-        question = next(stream)
-        if question.family == "pair" and question.level >= MIN_LEVEL:
-            chosen.setdefault(question.prompt, question)
-    return list(chosen.values())
+from budgetctl.reasoner.plans import SUM_TOKENS, plan_question, with_marks
+from budgetctl.reasoner.tasks import Question
 
 
 def budget_of(question: Question, a_turn: float) -> int:
@@ -104,6 +48,11 @@ def written_tokens(loaded: LoadedModel, plans: Sequence[Plan]) -> list[int]:
         for plan in plans
     ]
     return [len(ids) for ids in loaded.tokenizer(texts, add_special_tokens=False).input_ids]
+
+
+def digest(plans: Sequence[Plan]) -> str:
+    """Tells plans apart in the name of a file."""
+    return hashlib.sha256(json.dumps([plan.as_dict() for plan in plans]).encode()).hexdigest()[:8]
 
 
 def e3(correct: np.ndarray, tokens: np.ndarray, resamples: int = 2000) -> tuple[float, float, float]:
@@ -149,26 +98,30 @@ def summarise(
     if arm.shown or arm.schedule:
         row["planner_tokens"] = float(np.mean(planner))
         row["e3_with_planner"] = e3(correct, tokens + np.array(planner))[0]
+        row["fallbacks"] = float(np.mean([plan.source == "fallback" for plan in plans]))
     if against is not None:
         gain = paired_difference(list(correct), [r.correct for r in against])
         row |= {"gain": gain.mean, "gain_low": gain.low, "gain_high": gain.high}
-        row["more_tokens"] = float(
-            tokens.mean() - np.mean([r.thinking_tokens + r.answer_tokens for r in against])
-        )
+        others = np.array([r.thinking_tokens + r.answer_tokens for r in against], dtype=float)
+        row["more_tokens"] = float(tokens.mean() - others.mean())
+        reference = (100 * np.mean([r.correct for r in against])) ** 2 / others.mean()
+        if "planner_tokens" in row and reference:
+            # Where E3 with the planner counted is that of the reference.
+            row["planner_tokens_worth"] = float((100 * correct.mean()) ** 2 / reference - tokens.mean())
     return row
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """Markdown of the summaries."""
     lines = [
-        "| tokens a turn | system | accuracy [95 %] | thinking tokens (budget) | over budget | E³ [95 %] | E³, planner counted "
+        "| tokens a turn | system | accuracy [95 %] | thinking tokens (budget) | over budget | E³ [95 %] | E³, planner counted (its tokens) "
         "| steps inside | broken off | gain [95 %] | tokens more |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for r in rows:
         gain = f"{r['gain']:+.3f} [{r['gain_low']:+.3f}, {r['gain_high']:+.3f}]" if "gain" in r else ""
         more = f"{r['more_tokens']:+.1f}" if "gain" in r else ""
-        planner = f"{r['e3_with_planner']:.1f}" if "e3_with_planner" in r else ""
+        planner = f"{r['e3_with_planner']:.1f} ({r['planner_tokens']:.0f})" if "e3_with_planner" in r else ""
         lines.append(
             f"| {r['a_turn']:g} | {r['system']} | {r['accuracy']:.3f} [{r['accuracy_low']:.3f}, {r['accuracy_high']:.3f}] "
             f"| {r['thinking_tokens']:.1f} ({r['budget']:.1f}) | {r['over_budget']:.2f} | {r['e3']:.1f} [{r['e3_low']:.1f}, "
@@ -187,6 +140,12 @@ def main(
     max_new_tokens: Annotated[int, typer.Option(help="thought and answer together")] = 320,
     model: Annotated[str | None, typer.Option(help="directory; the embedded reasoner when left out")] = None,
     predictor: Annotated[str | None, typer.Option(help="its length predictor")] = None,
+    planner_model: Annotated[
+        Path | None, typer.Option("--planner", help="folder of a model that plans as well")
+    ] = None,
+    planner_prompt: Annotated[
+        str | None, typer.Option(help="what it is asked, with {question}; the project's if left out")
+    ] = None,
     out: Annotated[Path, typer.Option(help="folder for records, summary and table")] = Path("runs/plan"),
 ) -> None:
     """Run every system at every budget."""
@@ -194,12 +153,21 @@ def main(
     asked = take_pairs(split, count)
     plans = [plan_question(question.prompt) for question in asked]
     planner = written_tokens(loaded, plans)
+    by_model: list[Plan] = []
     seeds = [seed + i for i in range(count)]
     budgets = [float(value) for value in a_turn.split(",")]
     middle = budgets[len(budgets) // 2]
     rows: list[dict[str, Any]] = []
+    extra: Sequence[tuple[Arm, str]] = ()
     with progress_bar(Console(stderr=True)) as progress:
-        arms = {value: [*ALWAYS, *(MIDDLE if value == middle else ())] for value in budgets}
+        if planner_model is not None:
+            planning = progress.add_task("planning", total=count)
+            writes = load_planner(planner_model, out / "plans", planner_prompt)
+            written = plan_all(writes, asked, partial(progress.advance, planning))
+            write_text(out / "planner.json", json.dumps(agreement(written, plans), indent=1))
+            by_model = [with_marks(plan) for plan in written]
+            extra = planned_by(planner_model.name)
+        arms = {value: [*ALWAYS, *extra, *(MIDDLE if value == middle else ())] for value in budgets}
         task = progress.add_task("answering", total=count * (1 + sum(map(len, arms.values()))))
         options: dict[str, Any] = {
             "max_new_tokens": max_new_tokens,
@@ -209,6 +177,8 @@ def main(
         def run(arm: Arm, value: float, used: Sequence[Plan]) -> list[Record]:
             limits = [budget_of(question, value) for question in asked]
             label = "".join(c if c.isalnum() else "-" for c in arm.name)
+            if arm.by_model:
+                label += f"-{digest(used)}"
             path = out / f"{label}-{value:g}-{split}-{count}-seed{seed}.jsonl"
             make = partial(arm_records, loaded, arm, asked, used, limits, seeds, **options)
             return kept_records(path, make)
@@ -219,7 +189,7 @@ def main(
                 row = summarise(loaded, Arm("no plan"), done["no plan"], plans, None, planner)
                 rows.append({"a_turn": value, **row})
             for arm, reference in arms[value]:
-                used = plans
+                used = by_model if arm.by_model else plans
                 if "predicted length" in arm.name:
                     used = [weigh_by_length(plan, loaded.installation) for plan in plans]
                 if arm.parts_only:
@@ -227,7 +197,8 @@ def main(
                 done[arm.name] = run(arm, value, used)
                 against = None if reference is None else done[reference]
                 scheduled = [p.with_schedule(arm.schedule) if arm.schedule else p for p in used]
-                row = summarise(loaded, arm, done[arm.name], scheduled, against, planner)
+                tokens = [plan.planner_tokens for plan in used] if arm.by_model else planner
+                row = summarise(loaded, arm, done[arm.name], scheduled, against, tokens)
                 rows.append({"a_turn": value, **row})
     write_text(out / "summary.json", json.dumps(rows, indent=1))
     write_text(out / "table.md", table(rows) + "\n")

@@ -39,6 +39,7 @@ class Arm:
         schedule: of the steps' shares, which are kept; None where the plan's steps are not enforced.
         firmness: how firmly, as a plan has it; 1 ends every step at its share.
         parts_only: the plan is without its last step, which joins the parts: the answer may do that as well.
+        by_model: the plan is a planner's, and not the rule's.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Arm:
     schedule: str | None = None
     firmness: float = 1.0
     parts_only: bool = False
+    by_model: bool = False
 
 
 def arm_records(

@@ -25,15 +25,24 @@ class Planner:
         writer: the model that plans.
         cache: where plans are kept, None for nowhere.
         most_steps: asked for, 1 to ``MAX_STEPS``; a longer plan is refused.
+        template: what is asked, as :func:`~budgetctl.plan.prompts.planning_prompt` takes it; None for its instructions.
 
     Raises:
-        PlanError: for a number of steps out of range.
+        PlanError: for a number of steps out of range, or a template without the question.
     """
 
-    def __init__(self, writer: Writer, cache: PlanCache | None = None, *, most_steps: int = 5) -> None:
+    def __init__(
+        self,
+        writer: Writer,
+        cache: PlanCache | None = None,
+        *,
+        most_steps: int = 5,
+        template: str | None = None,
+    ) -> None:
         if not 1 <= most_steps <= MAX_STEPS:
             raise PlanError(f"most_steps={most_steps!r}: expected 1 to {MAX_STEPS}; correct it")
-        self.writer, self.cache, self.most_steps = writer, cache, most_steps
+        planning_prompt("any", most_steps, template)  # refuses a template that makes no sense
+        self.writer, self.cache, self.most_steps, self.template = writer, cache, most_steps, template
 
     def __call__(self, question: str) -> Plan:
         """The plan of a question.
@@ -44,7 +53,8 @@ class Planner:
         """
         if not isinstance(question, str) or not question.strip():
             raise PlanError(f"a question {question!r} to plan: expected some text; give the question")
-        key = (question.strip(), self.writer.name, self.most_steps, VERSION)
+        asked = VERSION if self.template is None else self.template
+        key = (question.strip(), self.writer.name, self.most_steps, asked)
         plan = None if self.cache is None else self.cache.load(*key)
         if plan is None:
             plan = self._ask(question)
@@ -53,7 +63,7 @@ class Planner:
         return plan
 
     def _ask(self, question: str) -> Plan:
-        first = planning_prompt(question, self.most_steps)
+        first = planning_prompt(question, self.most_steps, self.template)
         prompt, tokens, why = first, 0, ""
         for _ in range(2):
             reply = self.writer(prompt)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from budgetctl.errors import PlanError
 from budgetctl.plan.plan import Plan
 
 #: Raise it with every change of what a planner is asked: plans that are kept on disk are then asked for anew.
@@ -28,9 +29,30 @@ Your last reply could not be used: {why}
 Reply again with the JSON object alone."""
 
 
-def planning_prompt(question: str, most: int = 5) -> str:
-    """What a planner is asked about a question, for at most so many steps."""
-    return _ASK.format(question=question.strip(), most=most)
+def planning_prompt(question: str, most: int = 5, template: str | None = None) -> str:
+    """What a planner is asked about a question, for at most so many steps.
+
+    Args:
+        question: to plan.
+        most: steps.
+        template: a prompt of the planner's own, with ``{question}`` and perhaps ``{most}`` (a brace that is written is
+            doubled): one that was fine-tuned to plan needs no instructions. None for those of this file.
+
+    Raises:
+        PlanError: for a template without the question, or with any other field.
+    """
+    if template is None:
+        return _ASK.format(question=question.strip(), most=most)
+    try:
+        text = template.format(question=question.strip(), most=most)
+        named = "\0" in template.format(question="\0", most=most)
+    except (ValueError, LookupError, AttributeError):
+        named = False
+    if not named:
+        raise PlanError(
+            f"a planning prompt {template!r}: expected a text with {{question}}, and perhaps {{most}}; correct it"
+        )
+    return text
 
 
 def retry_prompt(prompt: str, why: str) -> str:

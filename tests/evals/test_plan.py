@@ -13,8 +13,11 @@ import torch
 
 from budgetctl.evals import plan as evaluation
 from budgetctl.evals.load import LoadedModel, load_model
-from budgetctl.evals.plan_arms import breaks_off, shown_prompt, uses_of
+from budgetctl.evals.plan_arms import Arm, breaks_off, shown_prompt, uses_of
 from budgetctl.evals.runner import Record
+from budgetctl.plan.allocators import ALLOCATORS
+from budgetctl.plan.parse import parse_plan
+from budgetctl.plan.plan import Plan
 from budgetctl.predictors.artifact import describe_model, save_predictor
 from budgetctl.predictors.gamma import GammaLengthPredictor, GammaPredictorConfig
 from budgetctl.reasoner.plans import plan_question
@@ -107,6 +110,92 @@ def paths(loaded: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> dict
         predictor.set_scales(torch.randn(64, 16), head)
     save_predictor(predictor, folder / "predictor", describe_model(head, loaded.delimiters, "tiny"))
     return {"model": str(folder), "predictor": str(folder / "predictor")}
+
+
+class Written:
+    """Plans the first question as the rule does, in other shares, and fails at the others."""
+
+    def __init__(self, seen: list[str]) -> None:
+        self.seen = seen
+
+    def __call__(self, question: str) -> Plan:
+        self.seen.append(question)
+        if len(self.seen) > 1:
+            return Plan.single(question, planner_tokens=70)
+        text = json.dumps({"steps": [{"text": s.text, "credit": 5} for s in plan_question(question).steps]})
+        return parse_plan(text, planner_tokens=30)
+
+
+def test_rows_of_a_model_that_plans(
+    paths: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+    given: list[object] = []
+
+    def load(*arguments: object) -> Written:
+        given.extend(arguments)
+        return Written(seen)
+
+    monkeypatch.setattr(evaluation, "load_planner", load)
+    monkeypatch.setattr(evaluation, "MIDDLE", ())
+    few = ("one cap, cut", "steps weighted, cut", "one cap, steered", "steps weighted, steered")
+    monkeypatch.setattr(evaluation, "ALWAYS", [pair for pair in evaluation.ALWAYS if pair[0].name in few])
+    evaluation.main(
+        **paths,
+        count=2,
+        a_turn="3",
+        max_new_tokens=30,
+        planner_model=tmp_path / "small",
+        planner_prompt="Plan {question}",
+        out=tmp_path,
+    )
+    assert given == [tmp_path / "small", tmp_path / "plans", "Plan {question}"]
+    assert seen == [question.prompt for question in evaluation.take_pairs("test", 2)]
+    rows = {row["system"]: row for row in json.loads((tmp_path / "summary.json").read_text())}
+    planned = [row for name, row in rows.items() if name.endswith("planned by small")]
+    assert len(planned) == 3
+    for row in planned:
+        assert (row["planner_tokens"], row["fallbacks"], row["over_budget"]) == (50.0, 0.5, 0.0)
+        correct, tokens = 100 * row["accuracy"], row["tokens"]
+        assert row["e3_with_planner"] == pytest.approx(correct**2 / (tokens + 50))
+    assert rows["steps weighted, cut"]["fallbacks"] == 0.0
+    agreed = json.loads((tmp_path / "planner.json").read_text())
+    assert (agreed["planned"], agreed["same_steps"], agreed["same_credits"]) == (0.5, 0.5, 0.0)
+    # A plan that has changed is not answered by what was kept.
+    kept = set(tmp_path.glob("*planned-by-small*.jsonl"))
+    seen.clear()
+    monkeypatch.setattr(evaluation, "load_planner", lambda *arguments: plan_question)
+    evaluation.main(
+        **paths, count=2, a_turn="3", max_new_tokens=30, planner_model=tmp_path / "small", out=tmp_path
+    )
+    assert len(set(tmp_path.glob("*planned-by-small*.jsonl")) - kept) == 3
+    rows = {row["system"]: row for row in json.loads((tmp_path / "summary.json").read_text())}
+    for name in ("steps weighted, cut", "steps weighted, steered"):
+        ours, rule = rows[f"{name}, planned by small"], rows[name]
+        assert ours["thinking_tokens"] == rule["thinking_tokens"]
+        assert (ours["planner_tokens"], rule["planner_tokens"] > 50) == (0.0, True)
+
+
+def test_what_a_planner_may_cost(loaded: LoadedModel, record: Record) -> None:
+    """With as many tokens for the plan the square of accuracy over tokens is that of the reference."""
+    rows = [replace(record, correct=value, new_ids=(5,) * 18) for value in (True, True, True, False)]
+    reference = [replace(row, correct=at < 2) for at, row in enumerate(rows)]
+    plans = [plan_question(PAIRS[0].prompt)] * 4
+    arm = Arm("steps", "cut", schedule="weighted")
+    row = evaluation.summarise(loaded, arm, rows, plans, reference, [1] * 4)
+    worth = row["planner_tokens_worth"]
+    assert worth == pytest.approx(75**2 / (50**2 / 16) - 16)
+    again = evaluation.summarise(loaded, arm, rows, plans, reference, [worth] * 4)
+    assert again["e3_with_planner"] == pytest.approx(50**2 / 16)
+    assert f"{row['e3_with_planner']:.1f} (1)" in evaluation.table([{"a_turn": 3.0, **row}])
+
+
+def test_every_schedule_has_a_row() -> None:
+    names = {arm.schedule for arm, _ in (*evaluation.ALWAYS, *evaluation.MIDDLE)}
+    assert set(ALLOCATORS) < names
+    plan = plan_question(PAIRS[0].prompt)
+    for name in names - {None}:
+        assert sum(plan.with_schedule(str(name)).shares(40)) == 40
 
 
 def test_the_command_and_its_second_run(

@@ -111,6 +111,27 @@ def test_plans_are_kept_by_question_and_planner(tmp_path: Path) -> None:
     assert sorted(path.suffix for path in cache.folder.iterdir()) == [".json"] * 3
 
 
+def test_a_planner_with_a_prompt_of_its_own(tmp_path: Path) -> None:
+    cache = PlanCache(tmp_path)
+    writer = Scripted("no", GOOD)
+    own = Planner(writer, cache, most_steps=4, template='{{"plan"}} {question} In {most} steps.')
+    assert own(" how {long}? ").source == "planned"
+    assert writer.asked[0] == '{"plan"} how {long}? In 4 steps.'
+    assert writer.asked[1].startswith(writer.asked[0])
+    # Another prompt, another plan.
+    other = Scripted(GOOD)
+    Planner(other, cache, most_steps=4)("how {long}?")
+    assert other.asked == [planning_prompt("how {long}?", 4)]
+
+
+@pytest.mark.parametrize(
+    "template", ["Plan it.", "{question} {}", "{question} {other}", "{question} {", "{{question}}"]
+)
+def test_a_prompt_without_the_question(template: str) -> None:
+    with pytest.raises(PlanError, match="a planning prompt"):
+        Planner(Scripted(), template=template)
+
+
 @pytest.mark.parametrize(
     "content", [b"", b"{", b"\xff", b"[]", b'{"steps": [{"text": "a", "weight": -1}]}', b"null"]
 )
