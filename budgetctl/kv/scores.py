@@ -7,10 +7,11 @@ from collections.abc import Callable
 import torch
 from torch.nn import functional as F
 
+from budgetctl.errors import KernelError
 from budgetctl.kernels.kv_reference import guarded
 from budgetctl.kernels.kv_state import SlotState
 
-__all__ = ["difference", "guarded", "pooled", "redundancy"]
+__all__ = ["difference", "diverse", "guarded", "pooled", "redundancy"]
 
 #: Rows of the similarity matrix that are held at a time.
 BLOCK = 256
@@ -70,3 +71,41 @@ def difference(state: SlotState, width: int | None = None) -> torch.Tensor:
     directions = F.normalize(state.heads(state.keys, width).to(state.importance.dtype), dim=3)
     directions = directions.masked_fill((state.head_positions(width) < 0)[..., None], 0.0)
     return 1 - F.cosine_similarity(directions, directions.sum(2, keepdim=True), dim=3)
+
+
+def diverse(state: SlotState, weight: float, width: int | None = None) -> torch.Tensor:
+    """Attention and novelty, i / mean(i) + ``weight`` r e^10 u / mean(u), means over the head's keys.
+
+    i is the importance, u the :func:`difference` of the key times the norm of its value, r the share of the tokens seen
+    that the head has slots for, and e = mean(i u) / (mean(i) mean(u)), at most 2: how novel the keys are that the head
+    attends to, against an average key. The norm (as in CriticalKV, arXiv 2502.03805) leaves out sinks, which are novel
+    keys of small values.
+
+    Args:
+        state: read only.
+        weight: of novelty, at least 0.
+        width: look at the first ``width`` columns of each head only.
+
+    Returns:
+        [B, H, w] of the dtype of ``state.importance``; anything in empty slots.
+
+    Raises:
+        KernelError: for a state without norms of values.
+    """
+    if state.value_norms is None:
+        raise KernelError(
+            "novelty of a state without norms of values: expected SlotState.allocate(value_norms=True)"
+        )
+    empty = state.head_positions(width) < 0
+    count = (~empty).sum(2, keepdim=True).clamp(min=1)
+
+    def mean(part: torch.Tensor) -> torch.Tensor:
+        return part.masked_fill(empty, 0.0).sum(2, keepdim=True) / count
+
+    importance = state.heads(state.importance, width)
+    apart = difference(state, width) * state.heads(state.value_norms, width)
+    tiny = torch.finfo(importance.dtype).tiny
+    attention, novelty = (part / mean(part).clamp(min=tiny) for part in (importance, apart))
+    looks_at = mean(attention * novelty).clamp(max=2.0)
+    kept = (state.sizes / state.lengths.clamp(min=1)).clamp(max=1.0).to(importance.dtype)[:, :, None]
+    return attention + weight * kept * looks_at**10 * novelty

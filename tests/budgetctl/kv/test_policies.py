@@ -81,19 +81,21 @@ def by_difference(heads: list[Held]) -> list[dict[int, float]]:
     return found
 
 
-def by_importance_and_difference(heads: list[Held]) -> list[dict[int, float]]:
+def by_importance_and_novelty(heads: list[Held]) -> list[dict[int, float]]:
     found = []
     for held, same in zip(heads, by_difference(heads), strict=True):
-        usual = np.mean([e.importance for e in held.values()])
-        apart = np.mean([1 + same[p] for p in held])
-        weight = 100 * (len(held) / (max(held) + 1)) ** 3  # slots are full, and hold the latest token
-        found.append({p: e.importance / usual + weight * (1 + same[p]) / apart for p, e in held.items()})
+        novelty = {p: (1 + same[p]) * np.abs(entry.value).sum() for p, entry in held.items()}
+        usual, apart = np.mean([e.importance for e in held.values()]), np.mean(list(novelty.values()))
+        looks_at = np.mean([e.importance * novelty[p] for p, e in held.items()]) / (usual * apart)
+        kept = len(held) / (max(held) + 1)  # slots are full, and hold the latest token
+        weight = 10 * kept * min(looks_at, 2.0) ** 10
+        found.append({p: e.importance / usual + weight * novelty[p] / apart for p, e in held.items()})
     return found
 
 
 #: Policy, and the simulator of it.
 CASES: dict[str, tuple[Policy, dict[str, Any]]] = {
-    "diverse-max": (find_policy(None), {"decay": 0.97, "score": by_importance_and_difference}),
+    "diverse-max": (find_policy(None), {"decay": 0.97, "score": by_importance_and_novelty}),
     "decayed-max": (
         find_policy("decayed-max"),
         {"decay": 0.97, "score": lambda heads: by_worst_case_and_value(heads, 0.1)},
