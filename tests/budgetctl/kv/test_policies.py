@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from budgetctl.errors import CacheError
-from budgetctl.kernels.kv_state import Protection
+from budgetctl.errors import CacheError, KernelError
+from budgetctl.kernels.kv_state import Protection, SlotState
 from budgetctl.kv import POLICIES
 from budgetctl.kv.layer import BudgetLayer
 from budgetctl.kv.policies import RKV, DecayedMax, Defensive, HeavyHitters, KeyDiff, Policy, Snap, find_policy
+from budgetctl.kv.scores import diverse
 from tests.kv_simulator import Held, RowSimulator, by_importance
 
 GROUPS, SIZE, SCALE = 2, 12, 0.5
@@ -279,3 +280,20 @@ def test_unknown_names_and_impossible_settings_are_told() -> None:
         DecayedMax(prior=-1)
     with pytest.raises(CacheError, match="fewer queries"):
         Snap(interval=4, queries=5)
+
+
+def test_novelty_counts_in_heads_that_look_at_novel_keys() -> None:
+    """Two heads of the same keys and values; one attends to what is novel, the other to what is not."""
+    state = SlotState.allocate(1, (4, 4), 2, 1, value_norms=True, dtype=torch.float64)
+    assert state.value_norms is not None
+    state.keys.copy_(torch.tensor([[1, 0.1], [1, -0.1], [1, 0], [0, 1]]).repeat(2, 1))
+    state.positions.copy_(torch.arange(4).repeat(2))
+    state.value_norms.fill_(1.0)
+    state.importance.copy_(torch.tensor([0.1, 0.1, 0.1, 0.7, 0.7, 0.1, 0.1, 0.1]))
+    added = diverse(state, 10.0) - diverse(state, 0.0)
+    assert added[0, 0, 3] > 100 * added[0, 1, 3] > 0
+    state.importance.zero_()  # nothing was looked at yet
+    assert diverse(state, 10.0).isfinite().all()
+    state.value_norms = None
+    with pytest.raises(KernelError, match="without norms of values"):
+        diverse(state, 10.0)
