@@ -16,6 +16,7 @@ import typer
 from rich.console import Console
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
+from budgetctl.kernels.kv_state import Protection
 from budgetctl.kv import POLICIES, BudgetCache
 from budgetctl.kv.policies import find_policy
 from budgetctl.reasoner.load import load_reasoner
@@ -92,7 +93,7 @@ def accuracy(
     recent: Annotated[int, typer.Option(min=1, help="latest tokens that stay")] = 8,
     prompt_share: Annotated[
         float, typer.Option(help="longest protected prompt, as a share of the slots")
-    ] = 0.5,
+    ] = Protection.prompt_share,
 ) -> None:
     """Right answers and tokens of greedy decoding with a full cache, and by policy and capacity."""
     model, tokenizer = load_reasoner()

@@ -26,7 +26,7 @@ NO_ANSWER = torch.iinfo(torch.int32).max
 
 @dataclass(frozen=True)
 class Protection:
-    """Which positions are never victims, beside the answer's.
+    """Which positions are never victims, beside the answer's. Its defaults are those of the cache.
 
     Args:
         sinks: first tokens of the sequence (StreamingLLM, arXiv 2309.17453).
@@ -37,7 +37,7 @@ class Protection:
 
     sinks: int = 4
     recent: int = 32
-    prompt_share: float = 0.5
+    prompt_share: float = 0.2
 
 
 @dataclass

@@ -57,9 +57,9 @@ class BudgetCache(Cache):
         capacity: Capacity,
         policy: Policy | str | None = None,
         *,
-        sinks: int = 4,
+        sinks: int = Protection.sinks,
         recent: int | None = None,
-        prompt_share: float = 0.2,
+        prompt_share: float = Protection.prompt_share,
         answer_overflow: str = "raise",
         evicted: bool = False,
         _rows: int | None = None,
@@ -70,7 +70,9 @@ class BudgetCache(Cache):
         smallest = min(map(min, capacities))
         self.policy = find_policy(policy).fitted(smallest)
         self.protection = Protection(
-            sinks, max(1, min(32, smallest // 4)) if recent is None else recent, prompt_share
+            sinks,
+            max(1, min(Protection.recent, smallest // 4)) if recent is None else recent,
+            prompt_share,
         )
         _check_room(smallest, self.policy, self.protection)
         if answer_overflow not in ("raise", "evict"):

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from budgetctl.errors import CacheError
 from budgetctl.kernels.kv_state import Group, Rule, SlotState
-from budgetctl.kv.scores import difference, guarded, mean_of_tokens, pooled, redundancy
+from budgetctl.kv.scores import difference, diverse, guarded, pooled, redundancy
 
 
 @dataclass(frozen=True)
@@ -134,18 +134,16 @@ class DecayedMax(Policy):
 
 @dataclass(frozen=True)
 class DiverseMax(Policy):
-    """The default: attention and novelty, i / mean(i) + ``novelty`` r^3 d / mean(d), means over the head's keys.
+    """The default: attention, and novelty where it tells (:func:`budgetctl.kv.scores.diverse`).
 
-    i is the importance of :class:`DecayedMax` without the value, d = 1 - cosine of the key to the mean direction of the
-    head's keys (as KeyDiff, arXiv 2504.15364), r the share of the tokens seen that the head has slots for. Attention alone
-    gives up what has not been looked at lately, even where it stands for nothing else in the cache and will be needed
-    once; novelty alone gives up what is looked at all the time. While most tokens are kept, novelty decides; the fewer
-    are, the more attention does. R-KV (arXiv 2505.24133) adds the two as well, with one weight, from a window and with
-    every pair of keys.
+    Attention alone gives up what has not been looked at lately, even where it stands for nothing else in the cache and
+    will be needed once; novelty alone gives up what is looked at all the time. So novelty counts while most tokens are
+    kept, and in heads that look at novel keys. R-KV (arXiv 2505.24133) adds attention and redundancy too, with one
+    weight, from a window and with every pair of keys.
     """
 
     decay: float = 0.97
-    novelty: float = 100.0
+    novelty: float = 10.0
     usual_interval: ClassVar[int] = 4
 
     def __post_init__(self) -> None:
@@ -159,13 +157,12 @@ class DiverseMax(Policy):
     def fading(self) -> float:
         return self.decay
 
+    @property
+    def value_norms(self) -> bool:
+        return True
+
     def scores(self, state: SlotState, width: int | None = None) -> torch.Tensor:
-        parts = (state.heads(state.importance, width), difference(state, width))
-        tiny = torch.finfo(state.importance.dtype).tiny
-        means = [mean_of_tokens(state, part, width).clamp(min=tiny) for part in parts]
-        kept = (state.sizes / state.lengths.clamp(min=1)).clamp(max=1.0).to(parts[0].dtype)
-        weight = (self.novelty * kept**3)[:, :, None]
-        return parts[0] / means[0] + weight * parts[1] / means[1]
+        return diverse(state, self.novelty, width)
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from budgetctl.errors import CacheError
-from budgetctl.kernels.kv_state import Protection
+from budgetctl.errors import CacheError, KernelError
+from budgetctl.kernels.kv_state import Protection, SlotState
 from budgetctl.kv import POLICIES
 from budgetctl.kv.layer import BudgetLayer
 from budgetctl.kv.policies import RKV, DecayedMax, Defensive, HeavyHitters, KeyDiff, Policy, Snap, find_policy
+from budgetctl.kv.scores import diverse
 from tests.kv_simulator import Held, RowSimulator, by_importance
 
 GROUPS, SIZE, SCALE = 2, 12, 0.5
@@ -81,19 +82,21 @@ def by_difference(heads: list[Held]) -> list[dict[int, float]]:
     return found
 
 
-def by_importance_and_difference(heads: list[Held]) -> list[dict[int, float]]:
+def by_importance_and_novelty(heads: list[Held]) -> list[dict[int, float]]:
     found = []
     for held, same in zip(heads, by_difference(heads), strict=True):
-        usual = np.mean([e.importance for e in held.values()])
-        apart = np.mean([1 + same[p] for p in held])
-        weight = 100 * (len(held) / (max(held) + 1)) ** 3  # slots are full, and hold the latest token
-        found.append({p: e.importance / usual + weight * (1 + same[p]) / apart for p, e in held.items()})
+        novelty = {p: (1 + same[p]) * np.abs(entry.value).sum() for p, entry in held.items()}
+        usual, apart = np.mean([e.importance for e in held.values()]), np.mean(list(novelty.values()))
+        looks_at = np.mean([e.importance * novelty[p] for p, e in held.items()]) / (usual * apart)
+        kept = len(held) / (max(held) + 1)  # slots are full, and hold the latest token
+        weight = 10 * kept * min(looks_at, 2.0) ** 10
+        found.append({p: e.importance / usual + weight * novelty[p] / apart for p, e in held.items()})
     return found
 
 
 #: Policy, and the simulator of it.
 CASES: dict[str, tuple[Policy, dict[str, Any]]] = {
-    "diverse-max": (find_policy(None), {"decay": 0.97, "score": by_importance_and_difference}),
+    "diverse-max": (find_policy(None), {"decay": 0.97, "score": by_importance_and_novelty}),
     "decayed-max": (
         find_policy("decayed-max"),
         {"decay": 0.97, "score": lambda heads: by_worst_case_and_value(heads, 0.1)},
@@ -277,3 +280,20 @@ def test_unknown_names_and_impossible_settings_are_told() -> None:
         DecayedMax(prior=-1)
     with pytest.raises(CacheError, match="fewer queries"):
         Snap(interval=4, queries=5)
+
+
+def test_novelty_counts_in_heads_that_look_at_novel_keys() -> None:
+    """Two heads of the same keys and values; one attends to what is novel, the other to what is not."""
+    state = SlotState.allocate(1, (4, 4), 2, 1, value_norms=True, dtype=torch.float64)
+    assert state.value_norms is not None
+    state.keys.copy_(torch.tensor([[1, 0.1], [1, -0.1], [1, 0], [0, 1]]).repeat(2, 1))
+    state.positions.copy_(torch.arange(4).repeat(2))
+    state.value_norms.fill_(1.0)
+    state.importance.copy_(torch.tensor([0.1, 0.1, 0.1, 0.7, 0.7, 0.1, 0.1, 0.1]))
+    added = diverse(state, 10.0) - diverse(state, 0.0)
+    assert added[0, 0, 3] > 100 * added[0, 1, 3] > 0
+    state.importance.zero_()  # nothing was looked at yet
+    assert diverse(state, 10.0).isfinite().all()
+    state.value_norms = None
+    with pytest.raises(KernelError, match="without norms of values"):
+        diverse(state, 10.0)
