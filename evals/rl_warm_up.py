@@ -62,6 +62,9 @@ def main(
     budgets: Annotated[str, typer.Option(help="tokens, with commas")] = "24,48,96,120",
     limit: Annotated[int, typer.Option(help="tokens of an answer with its thought")] = 160,
     seed: Annotated[int, typer.Option(help="of questions and sampling")] = 1,
+    opening: Annotated[
+        str | None, typer.Option(help="opens the thought, with {budget} in it; HBPO's sentence by default")
+    ] = None,
 ) -> None:
     """Write the examples."""
     # TRL is optional, and evals imports without it.
@@ -75,7 +78,7 @@ def main(
     questions = take_questions("train", count, seed=seed)
     texts = chat_prompts(tokenizer, questions)
     sizes = [int(budget) for budget in budgets.split(",")]
-    openings = {size: OPENING.format(budget=size) for size in sizes}
+    openings = {size: (opening or OPENING).format(budget=size) for size in sizes}
     right: list[list[tuple[str, int]]] = [[] for _ in questions]
     answers = count * samples
     with progress_bar(Console(stderr=True)) as progress:

@@ -74,6 +74,25 @@ def test_runs_are_compared_with_a_reference(records: dict[str, dict[int | None, 
     assert [row.split("[")[0] for row in rows] == ["| 16 | -0.200 ", "| none | -0.200 "]
 
 
+def test_runs_of_other_seeds_count_once_a_question(
+    records: dict[str, dict[int | None, list[Record]]],
+) -> None:
+    records["both"] = {budget: kept + records["before"][budget] for budget, kept in records["hbpo"].items()}
+    _, _, first, *_ = accuracy_table(records)
+    cells = first.split(" | ")
+    assert cells[3].startswith("0.600 [")
+    assert " (0.700, 0.500); +0.100 [" in cells[3]
+    # Two runs with the same answers say no more of the questions than one.
+    records["both"] = {budget: 2 * kept for budget, kept in records["hbpo"].items()}
+    _, _, first, *_ = accuracy_table(records)
+    cells = first.strip("| ").split(" | ")
+    assert cells[3].replace(" (0.700, 0.700)", "") == cells[2]
+    *_, last = length_table(records)
+    assert last.split(" | ")[2] == last.strip("| ").split(" | ")[3]
+    *_, last = difference_table(records, "both")
+    assert last == "| none | +0.000 [+0.000, +0.000] |"
+
+
 def test_smoothing_is_a_mean_of_the_last_values() -> None:
     values = [3.0, 1.0, 4.0, 1.0, 5.0, 9.0, 2.0]
     expected = [np.mean(values[max(0, i - 2) : i + 1]) for i in range(len(values))]
@@ -86,7 +105,7 @@ def test_curves_are_read_from_the_trainers_state_and_drawn(
     log = [{"step": i, "rewards/accuracy/mean": i / 4, "rollout/thinking_tokens": 9 - i} for i in range(4)]
     (tmp_path / "trainer_state.json").write_text(json.dumps({"log_history": [*log, {"train_loss": 0.1}]}))
     assert learning_curve(tmp_path, "rollout/thinking_tokens") == ([0, 1, 2, 3], [9, 8, 7, 6])
-    draw({"hbpo": tmp_path}, records, tmp_path / "plots" / "curves.png")
+    draw({"hbpo": [tmp_path, tmp_path]}, records, tmp_path / "plots" / "curves.png")
     assert (tmp_path / "plots" / "curves.png").stat().st_size > 10_000
 
 
