@@ -26,8 +26,6 @@ from budgetctl.reasoner.load import load_reasoner
 from budgetctl.reasoner.tasks import take_questions
 from budgetctl.spelling import decode, encode
 
-BATCH = 128
-
 
 def least_budget(length: int, budgets: Iterable[int]) -> int | None:
     """The smallest budget of at least ``length`` tokens; None when there is none."""
@@ -62,6 +60,7 @@ def main(
     budgets: Annotated[str, typer.Option(help="tokens, with commas")] = "24,48,96,120",
     limit: Annotated[int, typer.Option(help="tokens of an answer with its thought")] = 160,
     seed: Annotated[int, typer.Option(help="of questions and sampling")] = 1,
+    batch: Annotated[int, typer.Option(help="answers at once; the noise depends on it")] = 64,
     opening: Annotated[
         str | None, typer.Option(help="opens the thought, with {budget} in it; HBPO's sentence by default")
     ] = None,
@@ -83,8 +82,8 @@ def main(
     answers = count * samples
     with progress_bar(Console(stderr=True)) as progress:
         advance = partial(progress.advance, progress.add_task("answering", total=answers))
-        for start in range(0, answers, BATCH):
-            chosen = range(start, min(start + BATCH, answers))
+        for start in range(0, answers, batch):
+            chosen = range(start, min(start + batch, answers))
             prompts: list[Tokens] = [encode(tokenizer, texts[row // samples]) for row in chosen]
             found = free(sampler, delimiters, prompts, row_seeds(seed, start, chosen), limit)
             for row, rollout in zip(chosen, found, strict=True):

@@ -125,7 +125,8 @@ def test_a_question_stands_once_plain_and_once_under_each_budget_that_it_has_tho
 
 
 def test_warm_up_examples_fit_the_budget_they_name_and_no_smaller_one(tmp_path: Path) -> None:
-    rl_warm_up.main(tmp_path / "w.jsonl", count=6, samples=3, budgets="16,32,64", limit=64, seed=1)
+    options: dict[str, Any] = {"count": 6, "samples": 3, "budgets": "16,32,64", "limit": 64, "seed": 1}
+    rl_warm_up.main(tmp_path / "w.jsonl", batch=9, opening="Within {budget}.\n", **options)
     rows = [json.loads(line) for line in (tmp_path / "w.jsonl").read_text().splitlines()]
     _, tokenizer = load_reasoner()
     plain = [row["prompt"] for row in rows if row["budget"] == 0]
@@ -135,7 +136,7 @@ def test_warm_up_examples_fit_the_budget_they_name_and_no_smaller_one(tmp_path: 
     for row in opened:
         prompt, sentence = row["prompt"].split("<think>\n")
         assert prompt + "<think>\n" in plain
-        assert sentence == f"I will answer the question within {row['budget']} tokens.\n"
+        assert sentence == f"Within {row['budget']}.\n"
         length = len(tokenizer(row["completion"], add_special_tokens=False).input_ids)
         assert {16: 0, 32: 16, 64: 32}[row["budget"]] < length <= row["budget"]
     assert all(row["completion"].endswith("<|im_end|>") for row in rows)
