@@ -36,7 +36,9 @@ def bootstrap_mean(
     return Interval(float(data.mean()), float(low), float(high))
 
 
-def paired_difference(first: Sequence[float], second: Sequence[float], **options: int) -> Interval:
+def paired_difference(
+    first: Sequence[float] | np.ndarray, second: Sequence[float] | np.ndarray, **options: int
+) -> Interval:
     """Mean of ``first - second`` over the same questions with its interval."""
     return bootstrap_mean(
         np.asarray(first, dtype=np.float64) - np.asarray(second, dtype=np.float64), **options

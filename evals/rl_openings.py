@@ -51,13 +51,17 @@ def main(
     budgets: Annotated[str, typer.Option(help="tokens, with commas")] = "24,48,96,120",
     count: Annotated[int, typer.Option("--n", help="held-out questions")] = 256,
     limit: Annotated[int, typer.Option(help="tokens of an answer with its thought")] = 256,
+    opening: Annotated[
+        str | None, typer.Option(help="opens the thought, with {budget} in it; HBPO's sentence by default")
+    ] = None,
 ) -> None:
     """Print the table."""
     from budgetctl.training.hbpo import OPENING
 
     named = dict(text.partition("=")[::2] for text in models)
     questions = take_questions("test", count)
-    openings = {"none": ""} | {size: OPENING.format(budget=size) for size in budgets.split(",")}
+    sentence = opening or OPENING
+    openings = {"none": ""} | {size: sentence.format(budget=size) for size in budgets.split(",")}
     cells: dict[str, list[str]] = {size: [] for size in openings}
     with progress_bar(Console(stderr=True)) as progress:
         advance = partial(progress.advance, progress.add_task("answering", total=len(named) * len(openings)))

@@ -20,7 +20,7 @@ from budgetctl.evals.rl_curves import (
     length_table,
     smooth,
 )
-from budgetctl.evals.rl_warm_up import least_budget
+from budgetctl.evals.rl_warm_up import least_budget, question_rows
 from budgetctl.evals.runner import Record
 from budgetctl.reasoner.load import WEIGHTS, load_reasoner
 from budgetctl.reasoner.tasks import take_questions
@@ -74,6 +74,25 @@ def test_runs_are_compared_with_a_reference(records: dict[str, dict[int | None, 
     assert [row.split("[")[0] for row in rows] == ["| 16 | -0.200 ", "| none | -0.200 "]
 
 
+def test_runs_of_other_seeds_count_once_a_question(
+    records: dict[str, dict[int | None, list[Record]]],
+) -> None:
+    records["both"] = {budget: kept + records["before"][budget] for budget, kept in records["hbpo"].items()}
+    _, _, first, *_ = accuracy_table(records)
+    cells = first.split(" | ")
+    assert cells[3].startswith("0.600 [")
+    assert " (0.700, 0.500); +0.100 [" in cells[3]
+    # Two runs with the same answers say no more of the questions than one.
+    records["both"] = {budget: 2 * kept for budget, kept in records["hbpo"].items()}
+    _, _, first, *_ = accuracy_table(records)
+    cells = first.strip("| ").split(" | ")
+    assert cells[3].replace(" (0.700, 0.700)", "") == cells[2]
+    *_, last = length_table(records)
+    assert last.split(" | ")[2] == last.strip("| ").split(" | ")[3]
+    *_, last = difference_table(records, "both")
+    assert last == "| none | +0.000 [+0.000, +0.000] |"
+
+
 def test_smoothing_is_a_mean_of_the_last_values() -> None:
     values = [3.0, 1.0, 4.0, 1.0, 5.0, 9.0, 2.0]
     expected = [np.mean(values[max(0, i - 2) : i + 1]) for i in range(len(values))]
@@ -86,7 +105,7 @@ def test_curves_are_read_from_the_trainers_state_and_drawn(
     log = [{"step": i, "rewards/accuracy/mean": i / 4, "rollout/thinking_tokens": 9 - i} for i in range(4)]
     (tmp_path / "trainer_state.json").write_text(json.dumps({"log_history": [*log, {"train_loss": 0.1}]}))
     assert learning_curve(tmp_path, "rollout/thinking_tokens") == ([0, 1, 2, 3], [9, 8, 7, 6])
-    draw({"hbpo": tmp_path}, records, tmp_path / "plots" / "curves.png")
+    draw({"hbpo": [tmp_path, tmp_path]}, records, tmp_path / "plots" / "curves.png")
     assert (tmp_path / "plots" / "curves.png").stat().st_size > 10_000
 
 
@@ -94,19 +113,32 @@ def test_an_example_names_the_least_budget_that_holds_it() -> None:
     assert [least_budget(n, [96, 24, 48]) for n in (1, 24, 25, 96, 97)] == [24, 24, 48, 96, None]
 
 
-def test_warm_up_examples_are_right_and_within_the_budget_they_name(tmp_path: Path) -> None:
-    rl_warm_up.main(tmp_path / "w.jsonl", count=12, budgets="16,64", limit=64, seed=1)
+def test_a_question_stands_once_plain_and_once_under_each_budget_that_it_has_thoughts_of() -> None:
+    answers = [("long", 40), ("short", 8), ("shorter", 7), ("endless", 99)]
+    rows = question_rows("Q:", answers, [16, 32, 64], {16: "16.", 32: "32.", 64: "64."})
+    assert [tuple(row.values()) for row in rows] == [
+        ("Q:", "long", 0),
+        ("Q:64.", "long", 64),
+        ("Q:16.", "short", 16),
+    ]
+    assert question_rows("Q:", [], [16], {16: "16."}) == []
+
+
+def test_warm_up_examples_fit_the_budget_they_name_and_no_smaller_one(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"count": 6, "samples": 3, "budgets": "16,32,64", "limit": 64, "seed": 1}
+    rl_warm_up.main(tmp_path / "w.jsonl", batch=9, opening="Within {budget}.\n", **options)
     rows = [json.loads(line) for line in (tmp_path / "w.jsonl").read_text().splitlines()]
     _, tokenizer = load_reasoner()
-    opened = [row for row in rows if "within" in row["prompt"]]
-    assert 0 < len(opened) <= len(rows) / 2 + 1
+    plain = [row["prompt"] for row in rows if row["budget"] == 0]
+    opened = [row for row in rows if row["budget"]]
+    assert len({row["prompt"] for row in rows}) == len(rows)
+    assert len(opened) > len(plain) > 0  # some question under two budgets
     for row in opened:
-        plain, sentence = row["prompt"].split("<think>\n")
-        budget = int(sentence.removeprefix("I will answer the question within ").removesuffix(" tokens.\n"))
+        prompt, sentence = row["prompt"].split("<think>\n")
+        assert prompt + "<think>\n" in plain
+        assert sentence == f"Within {row['budget']}.\n"
         length = len(tokenizer(row["completion"], add_special_tokens=False).input_ids)
-        assert length <= budget
-        assert budget == 16 or length > 16
-        assert {"prompt": plain + "<think>\n", "completion": row["completion"]} in rows
+        assert {16: 0, 32: 16, 64: 32}[row["budget"]] < length <= row["budget"]
     assert all(row["completion"].endswith("<|im_end|>") for row in rows)
 
 
