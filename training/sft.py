@@ -60,6 +60,11 @@ class SFTArguments:
         default=None, metadata={"help": "Learning rate by 'rex' or 'uba' in place of lr_scheduler_type."}
     )
 
+    def __post_init__(self) -> None:
+        # A recipe may name a single file without brackets.
+        if isinstance(self.data, str):
+            self.data = [self.data]
+
 
 class WarmUpTrainer(NamedSchedule, SFTTrainer):
     """``SFTTrainer`` with the schedules of ``training/schedules.py``."""

@@ -194,3 +194,11 @@ def test_mistakes_stop_before_the_model_is_loaded(
         sft.main(["--config", str(RECIPE), *given])
     assert stopped.value.code == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_recipe_may_name_one_file_of_data(tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("data: runs/one.jsonl\noutput_dir: out\nuse_cpu: true\nbf16: false\n")
+    parser = TrlParser((sft.SFTArguments, SFTConfig, ModelConfig))  # type: ignore[arg-type]
+    script, *_ = parser.parse_args_and_config(["--config", str(recipe)])
+    assert script.data == ["runs/one.jsonl"]
