@@ -40,7 +40,9 @@ test: setup ## run the tests
 	$(BIN)/pytest -n auto --maxprocesses 8
 
 test-vllm: $(VLLM_STAMP) ## run the tests that need vLLM, on the CPU, in .venv-vllm
-	OMP_NUM_THREADS=1 $(VLLM)/bin/python -m pytest -W default tests/vllm
+	@# a process for each file: an engine that ends takes the process's groups of ranks with it
+	failed=0; for file in tests/vllm/test_*.py; do \
+	  OMP_NUM_THREADS=1 $(VLLM)/bin/python -m pytest -W default $$file || failed=1; done; exit $$failed
 
 $(VLLM_STAMP): pyproject.toml
 	@echo "==> setting up $(VLLM) (with $(PYTHON) if it is new); the first time takes some minutes"
