@@ -20,6 +20,8 @@ from budgetctl.evals.report.series import CLOSES, FAINT, GROUND, INK, Series
 DPI = 150
 #: Width and height of a curve's panel, inches; bars are as high as their rows.
 WIDTH, HEIGHT, ROW = 4.3, 3.1, 0.2
+#: Inches of a line of the legend.
+LEGEND_LINE = 0.19
 #: Most panels side by side in a file.
 ACROSS = 3
 
@@ -221,10 +223,11 @@ def _legend(figure: Any, plot: Plot, series: Sequence[Series]) -> None:
         ]
     width = figure.get_figwidth()
     longest = max(len(handle.get_label()) for handle in handles)
-    columns = max(1, int(width / (0.6 + 0.075 * longest)))
-    figure.legend(
-        handles=handles, loc="outside lower center", ncols=min(columns, len(handles)), frameon=False
-    )
+    columns = min(max(1, int(width / (0.6 + 0.075 * longest))), len(handles))
+    lines = -(-len(handles) // columns)
+    # The figure has room for two lines; with more it grows, so that the panels do not shrink.
+    figure.set_figheight(figure.get_figheight() + LEGEND_LINE * max(lines - 2, 0))
+    figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False)
 
 
 @contextmanager
