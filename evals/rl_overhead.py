@@ -97,6 +97,7 @@ def main(
     lora: Annotated[int, typer.Option(help="rank of adapters on all linear layers; 0 trains all")] = 0,
     open_text: Annotated[str | None, typer.Option(help="open marker, where it is not found")] = None,
     close_text: Annotated[str | None, typer.Option(help="close marker, where it is not found")] = None,
+    opening: Annotated[str | None, typer.Option(help="HBPO's sentence, with {budget} in it")] = None,
     operators: Annotated[int, typer.Option(help="of a profiled step, so many are told; 0 profiles none")] = 0,
 ) -> None:
     """Print the tables."""
@@ -116,7 +117,7 @@ def main(
         tempfile.TemporaryDirectory() as folder,
         model_directory(model) as weights,
     ):
-        work = Work(weights, rows, group, tokens, lora, open_text, close_text)
+        work = Work(weights, rows, group, tokens, lora, open_text, close_text, opening)
         task = progress.add_task("training", total=len(names) * (turns + (operators > 0)))
         for turn in range(turns):
             for name in names[:: 1 if turn % 2 == 0 else -1]:

@@ -32,6 +32,7 @@ class Work:
         tokens: of a completion.
         lora: rank of adapters on all linear layers; 0 trains the model whole.
         open_text, close_text: thought markers, where the tokenizer shows none.
+        opening: HBPO's sentence, with ``{budget}`` in it; None for its default.
     """
 
     model: str
@@ -41,6 +42,7 @@ class Work:
     lora: int = 0
     open_text: str | None = None
     close_text: str | None = None
+    opening: str | None = None
 
 
 class StepTimes(TrainerCallback):
@@ -82,14 +84,18 @@ class StepTimes(TrainerCallback):
         return wrapped
 
 
-def method_arguments(name: str, tokens: int, delimiters: ThinkingDelimiters) -> Any:
-    """The script's options of a method, for completions of ``tokens`` tokens in all."""
+def method_arguments(name: str, work: Work, delimiters: ThinkingDelimiters) -> Any:
+    """The script's options of a method, for completions of ``work.tokens`` tokens in all."""
     from budgetctl.training.elastic import ElasticArguments
     from budgetctl.training.grpo import GRPOArguments
     from budgetctl.training.hbpo import HBPOArguments
 
+    tokens = work.tokens
     if name == "hbpo":
-        return HBPOArguments(budgets=[tokens // 2, tokens - 1])
+        budgets = [tokens // 2, tokens - 1]
+        if work.opening is None:
+            return HBPOArguments(budgets=budgets)
+        return HBPOArguments(budgets=budgets, opening=work.opening)
     if name == "elastic":
         thinking = tokens // 2
         return ElasticArguments(
@@ -110,7 +116,7 @@ def step_trainer(name: str, work: Work, steps: int, folder: str) -> Any:
     tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(work.model, padding_side="left")
     delimiters = find_delimiters(tokenizer, open_text=work.open_text, close_text=work.close_text)
     accuracy = AccuracyReward(CompletionReader(tokenizer, delimiters, True))
-    plan = method_arguments(name, work.tokens, delimiters).plan(tokenizer, delimiters, accuracy, work.tokens)
+    plan = method_arguments(name, work, delimiters).plan(tokenizer, delimiters, accuracy, work.tokens)
     never = {*delimiters.eos_ids, *(end[0] for end in delimiters.natural_end_ids)}
     arguments = GRPOConfig(
         output_dir=folder,
