@@ -16,7 +16,15 @@ _SLOTS = 1 << 16
 WRITTEN = ("steered", "forced", "early")
 
 
-class PredictionTable:
+class Predictions:
+    """What keeps predicted lengths, by prefix, slot or request: ``store`` and ``lookup`` as :class:`PredictionTable`."""
+
+    def all_of(self, keys: torch.Tensor) -> torch.Tensor | None:
+        """[B] values, where the host knows at once that there is one for each of ``keys`` [B]; None otherwise."""
+        return None
+
+
+class PredictionTable(Predictions):
     """Predicted natural thinking length by prefix hash: a direct-mapped table on the device."""
 
     def __init__(self) -> None:
@@ -32,10 +40,6 @@ class PredictionTable:
         slots = torch.where(where, keys & (_SLOTS - 1), _SLOTS)
         self._keys[slots] = torch.where(where, keys, 0)
         self._values[slots] = values
-
-    def all_of(self, keys: torch.Tensor) -> torch.Tensor | None:
-        """[B] values, where the host knows at once that there is one for each of ``keys`` [B]; None otherwise."""
-        return None
 
     def lookup(self, keys: torch.Tensor, otherwise: torch.Tensor) -> torch.Tensor:
         """[B] stored values; ``otherwise`` [B] where there is none. ``keys`` [B] may be on another device (reports)."""

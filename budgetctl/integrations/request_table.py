@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from budgetctl.ledger import Predictions
+
 #: Meaning of the codes in ``RequestTable.kinds``; 0 stands for a step that was not recorded.
 KINDS = ("", "natural", "forced", "steered")
 #: Finished requests whose record is kept for reports.
@@ -136,7 +138,7 @@ class RequestTable:
             self.kinds = torch.nn.functional.pad(self.kinds, (0, added))
 
 
-class SlotMemory:
+class SlotMemory(Predictions):
     """Stands in for a controller's ``PredictionTable`` and ``CloseLog``: the same values, kept by slot of a table. The
     padding of a row changes with the batch, and with it the prefix hashes under which those two keep them.
 

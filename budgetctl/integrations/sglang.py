@@ -30,6 +30,7 @@ from budgetctl.delimiters import ThinkingDelimiters, find_delimiters
 from budgetctl.errors import BudgetctlError, BudgetError
 from budgetctl.forecast import LengthForecast
 from budgetctl.guidance import guided_temperature
+from budgetctl.ledger import Predictions
 
 if TYPE_CHECKING:
     CustomLogitProcessor: Any = object
@@ -46,7 +47,7 @@ KEPT = 1 << 14
 logger = logging.getLogger(__name__)
 
 
-class RequestMemory:
+class RequestMemory(Predictions):
     """Stands in for a controller's ``PredictionTable``, by request: its rows move, and their padding changes."""
 
     def __init__(self) -> None:
