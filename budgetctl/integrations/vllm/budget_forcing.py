@@ -26,7 +26,7 @@ class ForcedClose(EngineController):
         limits = self.limits.on(scores.shape[0], scores.device)
         state = self._reader.read(input_ids, self.prompt_length, None).state
         # In a second thought, the first and its close stand between the beginning and the tokens that count.
-        first = input_ids.shape[1] - state.thought_start == state.used
+        first = state.thought_start + state.used == self.ends
         spent = state.thinking & first & limits.limited & (state.used >= limits.caps)
         forced_ids = constant(self.delimiters.forced_end_ids, scores.device)[state.close_progress]
         return force_tokens(scores, spent, forced_ids)

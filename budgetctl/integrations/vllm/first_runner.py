@@ -130,6 +130,7 @@ class HostRows:
             at.on_device,
             at.known,
             self._reader.reading(fields, self._device),
+            to_device(torch.from_numpy(lengths), self._device),
         )
 
     def _write(self, at: _Places) -> None:

@@ -47,6 +47,8 @@ class EngineController(BudgetController):
         # vLLM's logits of a step are its processors' own.
         self.in_place = True
         self.tally: Tally | None = None
+        #: Where the rows of this step end, in the count that ``thought_start`` is in.
+        self.ends: int | torch.Tensor | None = None
 
     def count(self, counters: Sequence[Counters], device: torch.device) -> Tally:
         """Note how each close comes about, for requests whose end is told to ``counters``."""
@@ -67,6 +69,8 @@ class EngineController(BudgetController):
         self._slot_reader.given = rows.reading
         if self.tally is not None:
             self.tally.greedy = limits.greedy
+        # A reading counts from each row's first token, `PrefixReader` by the columns of the batch.
+        self.ends = rows.input_ids.shape[1] if rows.reading is None else rows.lengths
         if rows.reading is None:
             assert rows.lengths is not None
             assert rows.prompts is not None

@@ -20,7 +20,7 @@ class StepRows:
         slots: [B] int64.
         known: all slots that may be among them, on the host.
         reading: of the rows, None where it is still to be made.
-        lengths: [B] int64, tokens of each prefix; None with a reading.
+        lengths: [B] int64, tokens of each prefix.
         prompts: [B] int64, tokens of each prompt; None with a reading.
     """
 
