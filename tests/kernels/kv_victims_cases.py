@@ -154,7 +154,7 @@ def test_everything_protected_leaves_an_order() -> None:
     check([fill(2, [24, 20], 17, 4, occupied=0.3)], Protection(1000, 3), 17)
 
 
-@pytest.mark.parametrize(("prompt", "whole"), [(20, True), (21, False)])
+@pytest.mark.parametrize(("prompt", "whole"), [(8, True), (9, False)])
 def test_a_prompt_over_its_share_competes(prompt: int, whole: bool) -> None:
     state = fill(1, [40], 4, 0)
     state.positions.copy_(torch.arange(40))
@@ -162,7 +162,7 @@ def test_a_prompt_over_its_share_competes(prompt: int, whole: bool) -> None:
     state.prompts.fill_(prompt)
     state.importance.copy_(torch.arange(40))
     check([state], Protection(2, 4), 4)
-    assert state.queue.tolist() == [[[20, 21, 22, 23] if whole else [2, 3, 4, 5]]]
+    assert state.queue.tolist() == [[[8, 9, 10, 11] if whole else [2, 3, 4, 5]]]
 
 
 def test_an_answer_is_protected() -> None:
