@@ -25,7 +25,13 @@ if TYPE_CHECKING:
 
     from budgetctl.evals.rl_steps import StepTimes, Work
 
-NAMES = {"trl": "TRL's GRPOTrainer", "grpo": "ours, grpo", "hbpo": "ours, hbpo", "elastic": "ours, elastic"}
+NAMES = {
+    "trl": "TRL's GRPOTrainer",
+    "grpo": "ours, grpo",
+    "hbpo": "ours, hbpo",
+    "elastic": "ours, elastic",
+    "brpo": "ours, brpo",
+}
 
 
 @contextmanager
@@ -87,7 +93,8 @@ def operator_table(found: Mapping[str, Sequence[tuple[str, float, int]]]) -> lis
 def main(
     model: Annotated[str, typer.Option(help="reasoner, smollm2, or a directory")] = "reasoner",
     trainers: Annotated[
-        str, typer.Option(help="trl (TRL's own), grpo, hbpo, elastic, with commas; ratios are to the first")
+        str,
+        typer.Option(help="trl (TRL's own), grpo, hbpo, elastic, brpo, with commas; ratios are to the first"),
     ] = "trl,grpo",
     rows: Annotated[int, typer.Option(help="completions a step")] = 16,
     group: Annotated[int, typer.Option(help="completions a prompt, an even number")] = 8,

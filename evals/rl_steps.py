@@ -86,6 +86,7 @@ class StepTimes(TrainerCallback):
 
 def method_arguments(name: str, work: Work, delimiters: ThinkingDelimiters) -> Any:
     """The script's options of a method, for completions of ``work.tokens`` tokens in all."""
+    from budgetctl.training.brpo import BRPOArguments
     from budgetctl.training.elastic import ElasticArguments
     from budgetctl.training.grpo import GRPOArguments
     from budgetctl.training.hbpo import HBPOArguments
@@ -101,6 +102,10 @@ def method_arguments(name: str, work: Work, delimiters: ThinkingDelimiters) -> A
         return ElasticArguments(
             thinking_budget=thinking, answer_budget=tokens - thinking - len(delimiters.forced_end_ids)
         )
+    if name == "brpo":
+        answer = tokens // 4
+        longest = tokens - answer - len(delimiters.forced_end_ids)
+        return BRPOArguments(budgets=[longest // 2, longest], summaries=1, answer_budget=answer)
     return GRPOArguments()
 
 

@@ -128,3 +128,14 @@ class Method(Protocol):
     ) -> list[Answer]:
         """One answer an item, in order, all in one batch."""
         ...
+
+
+def prompt_ids(tokenizer: PreTrainedTokenizerBase, question: str, prefill: str) -> list[int]:
+    """Ids of the chat template's rendering of one question, or of the question itself where there is no template, and
+    ``prefill`` after it."""
+    if tokenizer.chat_template:
+        turn = [{"role": "user", "content": question}]
+        text = str(tokenizer.apply_chat_template(turn, add_generation_prompt=True, tokenize=False))
+    else:
+        text = str(tokenizer.bos_token or "") + question
+    return list(tokenizer(text + prefill, add_special_tokens=False).input_ids)

@@ -16,7 +16,7 @@ from budgetctl.controller import BudgetController
 from budgetctl.errors import EvalError
 from budgetctl.evals.baselines import HardCut
 from budgetctl.evals.harness.knobs import knobs_of_rows
-from budgetctl.evals.harness.method import Completion
+from budgetctl.evals.harness.method import Completion, prompt_ids
 from budgetctl.evals.harness.watching import StartForecast, StopAfter, Watched, WatchedCut, end_of
 from budgetctl.evals.load import LoadedModel
 from budgetctl.guidance import guided_temperature
@@ -50,13 +50,7 @@ class TransformersEngine:
 
     def prompt(self, question: str, *, prefill: str = "") -> list[int]:
         """Ids of the chat template's rendering of one question, ready for the thought; ``prefill`` is appended."""
-        text = question
-        if self.tokenizer.chat_template:
-            turn = [{"role": "user", "content": question}]
-            text = self.tokenizer.apply_chat_template(turn, add_generation_prompt=True, tokenize=False)
-        else:
-            text = (self.tokenizer.bos_token or "") + text
-        return list(self.tokenizer(text + prefill, add_special_tokens=False).input_ids)
+        return prompt_ids(self.tokenizer, question, prefill)
 
     def generate(
         self,

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from budgetctl.errors import EvalError
-from budgetctl.evals.harness.method import Completion
+from budgetctl.evals.harness.method import Completion, prompt_ids
 from budgetctl.evals.harness.vllm_account import Account, Asked
 from budgetctl.evals.harness.watching import end_of
 from budgetctl.integrations.batching_support import REQUEST_KNOBS
@@ -39,13 +39,7 @@ class VLLMEngine:
 
     def prompt(self, question: str, *, prefill: str = "") -> list[int]:
         """Ids of the chat template's rendering of one question, ready for the thought; ``prefill`` is appended."""
-        text = question
-        if self.tokenizer.chat_template:
-            turn = [{"role": "user", "content": question}]
-            text = self.tokenizer.apply_chat_template(turn, add_generation_prompt=True, tokenize=False)
-        else:
-            text = (self.tokenizer.bos_token or "") + text
-        return list(self.tokenizer(text + prefill, add_special_tokens=False).input_ids)
+        return prompt_ids(self.tokenizer, question, prefill)
 
     def generate(
         self,
