@@ -115,7 +115,7 @@ def times(
     """Time the settings of a kind, as long as there is time."""
     cuda = report.device.type == "cuda"
     dtype = torch.bfloat16 if cuda else torch.float32
-    methods = [FULL, "decayed-max", STATIC]
+    methods = [FULL, "diverse-max", "decayed-max", STATIC]
     missing = kvpress_missing()
     if kind == "step":
         methods += [KVPRESS] * (missing is None)

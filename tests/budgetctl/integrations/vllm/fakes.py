@@ -60,15 +60,17 @@ def processor_for(
 
 
 class States:
-    """``LogitsProcRequestState`` on the CPU."""
+    """``LogitsProcRequestState``."""
 
-    def __init__(self, slots: int, width: int) -> None:
-        self.device = torch.device("cpu")
+    def __init__(self, slots: int, width: int, device: str = "cpu") -> None:
+        self.device = torch.device(device)
         self.max_num_reqs = slots
-        self.all_token_ids = SimpleNamespace(gpu=torch.full((slots, width), 3, dtype=torch.int32))
-        self.total_len = SimpleNamespace(gpu=torch.zeros(slots, dtype=torch.int32))
+        filled = torch.full((slots, width), 3, dtype=torch.int32, device=device)
+        self.all_token_ids = SimpleNamespace(gpu=filled)
+        self.total_len = SimpleNamespace(gpu=torch.zeros(slots, dtype=torch.int32, device=device))
         lengths = np.zeros(slots, dtype=np.int32)
-        self.prompt_len = SimpleNamespace(np=lengths, gpu=torch.from_numpy(lengths))
+        # On the CPU the two are one memory; elsewhere a test copies what it has written.
+        self.prompt_len = SimpleNamespace(np=lengths, gpu=torch.from_numpy(lengths).to(device))
 
     def write(self, slot: int, tokens: list[int]) -> None:
         """The committed tokens of a request; what stood there before stays behind them."""
@@ -88,12 +90,13 @@ def context_of(states: States, rows: list[tuple[int, list[int], list[int]]]) -> 
             positions.append(len(tokens) - 1 + at)
         bounds.append(len(tokens) + len(drafts))
     slots = [slot for slot, _, _ in rows]
+    device = states.device
     return SimpleNamespace(
-        expanded_idx_mapping=torch.tensor(mapping, dtype=torch.int32),
-        idx_mapping=torch.tensor(slots, dtype=torch.int32),
+        expanded_idx_mapping=torch.tensor(mapping, dtype=torch.int32, device=device),
+        idx_mapping=torch.tensor(slots, dtype=torch.int32, device=device),
         idx_mapping_np=np.array(slots, dtype=np.int32),
-        expanded_local_pos=torch.tensor(local, dtype=torch.int32),
-        input_ids=torch.tensor(fed, dtype=torch.int32),
-        pos=torch.tensor(positions),
+        expanded_local_pos=torch.tensor(local, dtype=torch.int32, device=device),
+        input_ids=torch.tensor(fed, dtype=torch.int32, device=device),
+        pos=torch.tensor(positions, device=device),
         seq_lens_upper_bound_np=np.array(bounds, dtype=np.int32),
     )
