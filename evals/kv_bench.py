@@ -105,7 +105,8 @@ def take_turns(
     """Milliseconds of each run of :data:`RUN` steps, by subject; ends after ``runs`` or about ``seconds``.
 
     Args:
-        steps: callables with a ``ready`` that makes a context.
+        steps: callables with a ``ready`` that makes a context; one with a ``length`` does its work once in so many calls,
+            and is timed for a multiple of that.
         device: to wait for.
         runs: most runs of each.
         seconds: of all.
@@ -114,14 +115,16 @@ def take_turns(
     found: list[list[float]] = [[] for _ in steps]
     for step in steps:
         with step.ready():
-            for _ in range(WARM):
+            for _ in range(max(WARM, getattr(step, "length", 1))):
                 step()
     until = time.perf_counter() + seconds
     for turn in range(runs):
         order = range(len(steps)) if turn % 2 == 0 else reversed(range(len(steps)))
         for i in order:
             with steps[i].ready():
-                found[i].append(run_ms(steps[i], RUN, device))
+                length = getattr(steps[i], "length", 1)
+                count = -(-RUN // length) * length
+                found[i].append(run_ms(steps[i], count, device) * RUN / count)
         if turn + 1 >= least and time.perf_counter() > until:
             break
     return found

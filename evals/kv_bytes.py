@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from budgetctl.kernels.aot import DEVICES
-from budgetctl.kernels.kv_resources import decode_cost, shape_of_state, victims_cost
-from budgetctl.kv.policies import Policy
+from budgetctl.kernels.kv_resources import decode_cost, novelty_cost, shape_of_state, victims_cost
+from budgetctl.kv.policies import DiverseMax, KeyDiff, Policy
 
 __all__ = [
     "DEVICES",
@@ -72,12 +72,16 @@ def kvpress_bytes(shape: CacheShape, batch: int, target: int, interval: int) -> 
 
 
 def budget_bytes(shape: CacheShape, batch: int, capacity: int, policy: Policy) -> float:
-    """Of a step of a BudgetCache with full slots, by the kernels: one decode launch a layer, and a launch that names victims
-    for all layers once in ``interval`` tokens. What a policy computes scores from beside importance is not counted."""
+    """Of a step of a BudgetCache with full slots, by the kernels: one decode launch a layer, and once in ``interval`` tokens
+    the launches that name victims for all layers, with the novelty of keys where the policy asks for it. What else a policy
+    computes scores from is not counted."""
     interval = policy.interval or 1
     state = shape_of_state(batch, shape.heads, capacity, shape.size, dtype=shape.dtype, interval=interval)
     decode = decode_cost(state, shape.groups, rule=policy.rule).bytes
     victims = victims_cost(shape.layers, state, interval, prior=policy.guard is not None).bytes
+    if isinstance(policy, DiverseMax | KeyDiff):
+        novelty = novelty_cost(shape.layers, state, importance=isinstance(policy, DiverseMax))
+        victims += novelty.bytes
     return shape.layers * decode + victims / interval
 
 

@@ -2,7 +2,8 @@
 
 Checks (the kernel against the reference in float64, races, graphs) come first, then milliseconds of a call of attention and
 of a decode step with the shapes of an 8-billion-parameter model and random weights, at 1, 8 and 32 rows and 2k to 32k
-tokens. Results are written after each part, as JSON and Markdown, so that a run that is cut short leaves what it has.
+tokens. PyTorch may take cuDNN for SDPA on a Hopper GPU, which plans anew for each length of the keys and so at each token
+of a growing cache; it is switched off (``--cudnn`` leaves it on). Results are written after each part, as JSON and Markdown, so that a run that is cut short leaves what it has.
 Without a CUDA device ``--small`` runs all of it in small, which shows that the script works and nothing else.
 """
 
@@ -26,6 +27,7 @@ from budgetctl.evals.kv_report import markdown
 from budgetctl.evals.kv_subjects import FULL, KVPRESS, STATIC, Setting, kvpress_missing
 from budgetctl.evals.output import write_text
 
+PARTS = ("equality", "races", "graph", "calls", "steps")
 BATCHES = (1, 8, 32)
 LENGTHS = (2048, 4096, 8192, 16_384, 32_768)
 CAPACITY = 2048
@@ -49,7 +51,13 @@ class Report:
         self.folder, self.device = folder, device
         self._until, self._begun = time.perf_counter() + seconds, time.perf_counter()
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
-        self.found: dict[str, Any] = {"device": name, "torch": torch.__version__, "left_out": []}
+        cudnn = device.type == "cuda" and torch.backends.cuda.cudnn_sdp_enabled()
+        self.found: dict[str, Any] = {
+            "device": name,
+            "torch": torch.__version__,
+            "cudnn_sdpa": cudnn,
+            "left_out": [],
+        }
         self.timings: list[Timing] = []
 
     @property
@@ -86,7 +94,8 @@ class Report:
 
     def markdown(self) -> str:
         """Checks a line each, and the tables of times."""
-        lines = [f"{self.found['device']}, torch {self.found['torch']}", ""]
+        allowed = "allowed" if self.found["cudnn_sdpa"] else "off"
+        lines = [f"{self.found['device']}, torch {self.found['torch']}, SDPA by cuDNN {allowed}", ""]
         equal = self.found.get("equality", {}).get("result")
         if isinstance(equal, list):
             lines += [
@@ -101,7 +110,7 @@ class Report:
                     f"| {dtype} | {len(these)} | {output:.1e} | {importance:.1e} | {passed} of {len(these)} |"
                 )
             lines.append("")
-        for name in ("equality", "races", "graph", "calls", "steps"):
+        for name in PARTS:
             result = self.found.get(name, {}).get("result")
             if isinstance(result, dict):
                 lines.append(f"{name}: " + ", ".join(f"{key} {value}" for key, value in result.items()))
@@ -155,7 +164,12 @@ def settings_of(
 ) -> list[Setting]:
     """Short thoughts first, so that what is cut for time is what takes longest."""
     steps = WARM + 2 * runs * RUN
-    return [Setting(rows, count, capacity, runs, steps) for count in lengths for rows in batches]
+    # As often as there are timed steps, so that each method of kvpress compresses among them once.
+    return [
+        Setting(rows, count, capacity, runs, steps, interval=RUN * runs)
+        for count in lengths
+        for rows in batches
+    ]
 
 
 def small_config() -> Qwen3Config:
@@ -176,29 +190,44 @@ def main(
     folder: Annotated[Path, typer.Option("--out", help="folder of the results")] = Path("runs/kv_gpu"),
     seconds: Annotated[float, typer.Option(help="no part is begun later", min=0)] = 420.0,
     launches: Annotated[int, typer.Option(help="of the race check", min=1)] = 1000,
+    batches: Annotated[str, typer.Option(help="rows")] = ",".join(map(str, BATCHES)),
+    lengths: Annotated[str, typer.Option(help="tokens of the thought so far")] = ",".join(map(str, LENGTHS)),
+    parts: Annotated[str, typer.Option(help="what to run")] = ",".join(PARTS),
+    cudnn: Annotated[bool, typer.Option(help="let SDPA take cuDNN")] = False,
     small: Annotated[bool, typer.Option(help="everything in small, on any device")] = False,
 ) -> None:
     """Run the checks and the timings on the CUDA device."""
     if not torch.cuda.is_available() and not small:
         raise typer.BadParameter("no CUDA device: expected one; --small runs the script in small without")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    chosen = [part.strip() for part in parts.split(",")]
+    if unknown := set(chosen) - set(PARTS):
+        raise typer.BadParameter(f"--parts {min(unknown)}: expected some of {', '.join(PARTS)}")
+    if device.type == "cuda":
+        torch.backends.cuda.enable_cudnn_sdp(cudnn)
     report = Report(folder, device, seconds)
     shapes = [(2, 16, 2, [40, 24])] if small else kv_gpu_checks.SHAPES
     one = (2, 16, 1, [300, 170]) if small else (4, 128, 4, [2048] * 7 + [1100])
-    report.part("equality", lambda: kv_gpu_checks.equality(device, shapes))
-    report.part("races", lambda: kv_gpu_checks.races(device, launches, shape=one))
-    report.part("graph", lambda: kv_gpu_checks.graph(device))
     if small:
         config, settings = small_config(), settings_of((1, 2), (80, 160), 64, 2)
     else:
-        config, settings = shape_config("qwen3-8b"), settings_of(BATCHES, LENGTHS, CAPACITY, RUNS)
-    report.part("calls", lambda: times(report, "call", config, None, settings, 0.5))
+        rows, tokens = (tuple(map(int, text.split(","))) for text in (batches, lengths))
+        config, settings = shape_config("qwen3-8b"), settings_of(rows, tokens, CAPACITY, RUNS)
 
     def steps() -> dict[str, int]:
         dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
         return times(report, "step", config, shaped_model(config, device, dtype), settings, 5.0)
 
-    report.part("steps", steps)
+    run: dict[str, Callable[[], Any]] = {
+        "equality": lambda: kv_gpu_checks.equality(device, shapes),
+        "races": lambda: kv_gpu_checks.races(device, launches, shape=one),
+        "graph": lambda: kv_gpu_checks.graph(device),
+        "calls": lambda: times(report, "call", config, None, settings, 0.5),
+        "steps": steps,
+    }
+    for name in PARTS:
+        if name in chosen:
+            report.part(name, run[name])
     report.write()
     Console().print(report.markdown(), markup=False, highlight=False, soft_wrap=True)
 

@@ -33,12 +33,12 @@ class Graphed:
 
     Args:
         step: with a ``ready`` that makes a context.
-        length: of the graph, in steps.
+        length: of the graph, in steps; only a multiple of it is worth timing.
         capture: makes a graph of a function.
     """
 
     def __init__(self, step: Any, length: int, capture: Callable[[Run], Run] = capture) -> None:
-        self._length, self._calls = length, 0
+        self.length, self._calls = length, 0
 
         def run() -> None:
             for _ in range(length):
@@ -70,5 +70,5 @@ class Graphed:
     def __call__(self) -> None:
         """One step."""
         self._calls += 1
-        if self._calls % self._length == 0:
+        if self._calls % self.length == 0:
             self._replay()

@@ -25,7 +25,7 @@ LEAST_ROWS, MOST_ROWS = 16, 64
 #: Largest key or value.
 MOST_SIZE = 256
 #: Logits of the importance pass that a program holds at a time.
-IMPORTANCE_TILE = 2048
+IMPORTANCE_TILE = 4096
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from budgetctl.kernels import kv_victims
+from budgetctl.kernels import kv_novelty, kv_victims
 from budgetctl.kernels.aot import TRITON_TYPES, LaunchCost, Resources, compile_kernel, require_compiler
 from budgetctl.kernels.kv_decode import launch_options, splits
 from budgetctl.kernels.kv_state import Group, Rule, SlotState
@@ -12,8 +12,10 @@ from budgetctl.kernels.kv_state import Group, Rule, SlotState
 __all__ = [
     "compiled_combine",
     "compiled_decode",
+    "compiled_novelty",
     "compiled_victims",
     "decode_cost",
+    "novelty_cost",
     "shape_of_state",
     "victims_cost",
 ]
@@ -165,6 +167,52 @@ def compiled_victims(
     )
 
 
+def compiled_novelty(
+    size: int = 128,
+    parts: int = 4,
+    *,
+    heads: int = 8,
+    dtype: torch.dtype = torch.bfloat16,
+    capability: int = 90,
+) -> list[tuple[Resources, str]]:
+    """Compile the three novelty kernels for ``sm_{capability}``; needs Triton, no GPU.
+
+    Args:
+        size: D.
+        parts: splits of a head.
+        heads: H.
+        dtype: of keys: float32, bfloat16 or float16.
+        capability: compute capability times ten.
+
+    Returns:
+        ``(resources, PTX)`` of each, in the order of the launches.
+
+    Raises:
+        KernelError: without Triton, or in a process in which Triton interprets.
+    """
+    require_compiler()
+    from budgetctl.kernels import kv_novelty_triton as triton_kernels
+
+    options: dict[str, object] = dict(kv_novelty.launch_options(size))
+    warps = kv_novelty.launch_options(size)["num_warps"]
+    del options["num_warps"]
+    options |= {"HEADS": heads, "SPLITS": parts, "NORMS": True}
+    options |= {"BLOCK": kv_novelty.BLOCK}
+    types = {"table": "*i64", "sums": "*fp32", "found": "*fp32", "weight": "fp32"}
+    types["anchor"] = "*" + TRITON_TYPES[dtype]
+    found = []
+    for kernel in (
+        triton_kernels.kv_directions_kernel,
+        triton_kernels.kv_apart_kernel,
+        triton_kernels.kv_diverse_kernel,
+    ):
+        used = {name: kind for name, kind in types.items() if name in kernel.arg_names}
+        constants = {name: value for name, value in options.items() if name in kernel.arg_names}
+        aligned = [name for name in used if name != "weight"]
+        found.append(compile_kernel(kernel, used, constants, aligned, warps=warps, capability=capability))
+    return found
+
+
 def decode_cost(state: SlotState, groups: int, *, rule: Rule = "max", parts: int | None = None) -> LaunchCost:
     """Bytes and operations of one launch of the decode kernel over full slots; counted, not measured.
 
@@ -216,3 +264,21 @@ def victims_cost(states: int, state: SlotState, count: int, *, prior: bool = Tru
     head = 4 * count + 4 * 4 + 2 * 8  # queue; cursor, length, prompt, answer; first slot and size
     table = 8 * len(kv_victims.COLUMNS)
     return LaunchCost(programs, states * (batch * state.offsets[-1] * slot + table) + programs * head, 0)
+
+
+def novelty_cost(states: int, state: SlotState, *, importance: bool = True) -> LaunchCost:
+    """Bytes of the novelty launches for that many states like ``state``; counted, not measured. Each key counts twice.
+
+    Args:
+        states: layers.
+        state: for its sizes.
+        importance: with the score that the default policy makes of it, and the norms of values.
+    """
+    batch, heads = state.cursor.shape
+    pairs, slots = states * batch * heads, states * batch * state.offsets[-1]
+    size = state.keys.shape[2]
+    parts = kv_novelty.parts_of(pairs, state.widest)
+    slot = 2 * size * state.keys.element_size() + 4 + 4  # keys twice; position, novelty written
+    if importance:
+        slot += 4 + 2 * (4 + 4) + 4 + 4  # norm; importance and novelty twice; position, score
+    return LaunchCost(pairs * parts, slots * slot + 8 * pairs * parts * size, 0)

@@ -11,14 +11,15 @@ from budgetctl.kernels.kv_state import SlotState
 
 __all__ = ["KVScratch", "logits_stride", "splits"]
 
-#: Programs that keep a large GPU busy: two on each of the 132 multiprocessors of an H100 or H200.
-ENOUGH_PROGRAMS = 264
+#: Programs that keep a large GPU busy: one on each of the 132 multiprocessors of an H100 or H200. More were slower there:
+#: what the last program of a head does grows with the splits (docs/kernels.md).
+ENOUGH_PROGRAMS = 132
 #: Fewest slots that are worth a program of their own.
 LEAST_SLOTS = 128
 
 
 def splits(batch: int, heads: int, slots: int) -> int:
-    """Programs that share a head's slots: enough to fill the GPU, each with at least :data:`LEAST_SLOTS` slots.
+    """Programs that share a head's slots: as many as fill the GPU once, each with at least :data:`LEAST_SLOTS` slots.
 
     A power of two, so that few kernels are compiled where the batch varies.
 
@@ -27,8 +28,7 @@ def splits(batch: int, heads: int, slots: int) -> int:
         heads: H, key-value heads.
         slots: C, of the widest head.
     """
-    wanted = -(-ENOUGH_PROGRAMS // (batch * heads))
-    most = max(min(wanted, slots // LEAST_SLOTS), 1)
+    most = max(min(ENOUGH_PROGRAMS // (batch * heads), slots // LEAST_SLOTS), 1)
     return 1 << most.bit_length() - 1
 
 

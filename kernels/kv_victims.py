@@ -34,6 +34,7 @@ COLUMNS = (
     "answers",
     "first",
     "sizes",
+    "keys",
     "slots",
 )
 
@@ -44,7 +45,7 @@ class VictimTable:
 
     Args:
         states: one a layer; kept, so that their memory is.
-        entries: [layers, 11] int64 on the device, addresses and S.
+        entries: [layers, 12] int64 on the device, addresses and S.
         known: the same on the host.
     """
 
@@ -92,7 +93,8 @@ def refill(
         prior: take :func:`budgetctl.kernels.kv_reference.guarded` of this prior as the score, at least 0; None for the
             importance itself. (The kernel adds up in another order than PyTorch, so that scores within rounding of each
             other may change places.)
-        scores: instead of both, of each state [B, H, w] floating point, w as of ``width``; NaN counts as the highest.
+        scores: instead of both, of each state [B, H, w] floating point, w as of ``width`` (or all in one tensor [layers, B,
+            H, w]); NaN counts as the highest.
         width: look at the first ``width`` columns of each head only; None for all.
         table: of these states; None makes it, at the price of a copy to the device that the host waits for.
 
@@ -172,8 +174,10 @@ def _launch(
         )
 
 
-def _stacked(scores: Sequence[torch.Tensor]) -> torch.Tensor:
+def _stacked(scores: Sequence[torch.Tensor] | torch.Tensor) -> torch.Tensor:
     """[layers, B, H, w] of scores by layer, the narrower ones filled up."""
+    if isinstance(scores, torch.Tensor):
+        return scores
     widest = max(each.shape[2] for each in scores)
     return torch.stack(
         [

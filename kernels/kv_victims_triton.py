@@ -23,7 +23,7 @@ import triton.language as tl
 
 from budgetctl.kernels.kv_victims import COLUMNS
 
-_IMPORTANCE, _NORMS, _POSITIONS, _QUEUE, _CURSOR, _LENGTHS, _PROMPTS, _ANSWERS, _FIRST, _SIZES, _SLOTS = (
+_IMPORTANCE, _NORMS, _POSITIONS, _QUEUE, _CURSOR, _LENGTHS, _PROMPTS, _ANSWERS, _FIRST, _SIZES, _, _SLOTS = (
     tl.constexpr(i) for i in range(len(COLUMNS))
 )
 _WIDTH = tl.constexpr(len(COLUMNS))

@@ -11,6 +11,7 @@ Papers here score once or every so many tokens and then compact the cache. Here 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -18,7 +19,9 @@ import torch
 from torch.nn import functional as F
 
 from budgetctl.errors import CacheError
+from budgetctl.kernels.kv_novelty import novelty
 from budgetctl.kernels.kv_state import Group, Rule, SlotState
+from budgetctl.kernels.kv_victims import VictimTable
 from budgetctl.kv.scores import difference, diverse, guarded, pooled, redundancy
 
 
@@ -94,6 +97,12 @@ class Policy:
         """
         return state.heads(state.importance, width)
 
+    def scores_of(
+        self, states: Sequence[SlotState], width: int | None = None, table: VictimTable | None = None
+    ) -> Sequence[torch.Tensor]:
+        """:meth:`scores` of several layers, [B, H, w] each, w at most the layer's own slots; ``table`` is of these states."""
+        return [self.scores(state, width) for state in states]
+
 
 @dataclass(frozen=True)
 class DecayedMax(Policy):
@@ -163,6 +172,11 @@ class DiverseMax(Policy):
 
     def scores(self, state: SlotState, width: int | None = None) -> torch.Tensor:
         return diverse(state, self.novelty, width)
+
+    def scores_of(
+        self, states: Sequence[SlotState], width: int | None = None, table: VictimTable | None = None
+    ) -> Sequence[torch.Tensor]:
+        return novelty(states, self.novelty, width, table)
 
 
 @dataclass(frozen=True)
@@ -295,6 +309,12 @@ class KeyDiff(Policy):
 
     def scores(self, state: SlotState, width: int | None = None) -> torch.Tensor:
         return difference(state, width) - 1
+
+    def scores_of(
+        self, states: Sequence[SlotState], width: int | None = None, table: VictimTable | None = None
+    ) -> Sequence[torch.Tensor]:
+        # The same order without the 1.
+        return novelty(states, None, width, table)
 
 
 #: Policies by name, as the command line and configurations give them.

@@ -7,16 +7,14 @@ from collections.abc import Callable
 import torch
 from torch.nn import functional as F
 
-from budgetctl.errors import KernelError
-from budgetctl.kernels.kv_reference import guarded, mean_of_tokens
+from budgetctl.kernels.kv_novelty import difference, diverse
+from budgetctl.kernels.kv_reference import guarded
 from budgetctl.kernels.kv_state import SlotState
 
 __all__ = ["difference", "diverse", "guarded", "pooled", "redundancy"]
 
 #: Rows of the similarity matrix that are held at a time.
 BLOCK = 256
-#: Norm of a key or a mean of keys below which it has no direction.
-SHORTEST = 1e-12
 
 
 def pooled(state: SlotState, width: int | None, size: int, pool: Callable[..., torch.Tensor]) -> torch.Tensor:
@@ -58,57 +56,3 @@ def redundancy(state: SlotState, similar: float, width: int | None = None) -> to
         total += cosine.scatter_(3, latest, spared).sum(2)
     count = (~empty).sum(2, keepdim=True).clamp(min=1)
     return (total / count).masked_fill(empty, -torch.inf).softmax(2).nan_to_num(nan=0.0)
-
-
-def difference(state: SlotState, width: int | None = None) -> torch.Tensor:
-    """How little a key points where the head's keys point (KeyDiff, arXiv 2504.15364): 1 - cosine to their mean direction.
-
-    Args:
-        state: read only.
-        width: look at the first ``width`` columns of each head only.
-
-    Returns:
-        [B, H, w] of the dtype of ``state.importance``, from 0 to 2; anything in empty slots.
-    """
-    keys = state.heads(state.keys, width).to(state.importance.dtype)
-    # Two products with the keys as they are, and none of their directions, which would be a copy of them.
-    shorter = torch.linalg.vector_norm(keys, dim=3).clamp(min=SHORTEST).reciprocal()
-    held = shorter
-    if not (state.full and state.uniform):
-        held = shorter.masked_fill(state.head_positions(width) < 0, 0.0)
-    mean = F.normalize(held[:, :, None] @ keys, dim=3)
-    return 1 - (mean @ keys.mT)[:, :, 0] * shorter
-
-
-def diverse(state: SlotState, weight: float, width: int | None = None) -> torch.Tensor:
-    """Attention and novelty, i / mean(i) + ``weight`` r e^10 u / mean(u), means over the head's keys.
-
-    i is the importance, u the :func:`difference` of the key times the norm of its value, r the share of the tokens seen
-    that the head has slots for, and e = mean(i u) / (mean(i) mean(u)), at most 2: how novel the keys are that the head
-    attends to, against an average key. The norm (as in CriticalKV, arXiv 2502.03805) leaves out sinks, which are novel
-    keys of small values.
-
-    Args:
-        state: read only.
-        weight: of novelty, at least 0.
-        width: look at the first ``width`` columns of each head only.
-
-    Returns:
-        [B, H, w] of the dtype of ``state.importance``; anything in empty slots.
-
-    Raises:
-        KernelError: for a state without norms of values.
-    """
-    if state.value_norms is None:
-        raise KernelError(
-            "novelty of a state without norms of values: expected SlotState.allocate(value_norms=True)"
-        )
-    importance = state.heads(state.importance, width)
-    apart = difference(state, width) * state.heads(state.value_norms, width)
-    tiny = torch.finfo(importance.dtype).tiny
-    attention, novelty = (
-        part / mean_of_tokens(state, part, width).clamp(min=tiny) for part in (importance, apart)
-    )
-    looks_at = mean_of_tokens(state, attention * novelty, width).clamp(max=2.0)
-    kept = (state.sizes / state.lengths.clamp(min=1)).clamp(max=1.0).to(importance.dtype)[:, :, None]
-    return attention + weight * kept * looks_at**10 * novelty

@@ -127,7 +127,7 @@ def refill_layers(
     guard = policy.guard if full else None
     scores = None
     if full and guard is None and not policy.plain:
-        scores = [policy.scores(state, min(width, state.widest)) for state in states]
+        scores = policy.scores_of(states, width, table)
     refill(states, first.protection, count=count, prior=guard, scores=scores, width=width, table=table)
     for layer in layers:
         layer.queued, layer.late.in_sequence = layer.interval, False

@@ -234,6 +234,15 @@ def test_subjects_take_turns() -> None:
     assert [len(found) for found in take_turns([Counted("a", log)], CPU, runs=9, seconds=0.0)] == [2]
 
 
+def test_what_works_once_in_so_many_calls_is_timed_in_full(monkeypatch: pytest.MonkeyPatch) -> None:
+    log: list[str] = []
+    step = Counted("a", log)
+    step.length = 3 * RUN  # type: ignore[attr-defined]
+    monkeypatch.setattr(kv_bench, "run_ms", lambda step, steps, device: float(steps))
+    assert take_turns([step], CPU, runs=2, seconds=60.0) == [[RUN, RUN]]
+    assert log.count("a") == 3 * RUN  # before the first
+
+
 def test_the_clock_of_one_thread_is_the_process_s(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kv_bench.time, "process_time", iter([1.0, 1.5]).__next__)
     monkeypatch.setattr(kv_bench.time, "perf_counter", iter([1.0, 3.0]).__next__)

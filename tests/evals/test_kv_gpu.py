@@ -109,10 +109,11 @@ def test_traffic() -> None:
     assert mib[1] == round(full_bytes(shape, 32, 32_768) / 2**20)
     # Flat: what a budget moves does not depend on the tokens thought.
     assert len({line[5] for line in lines[10:]}) == 1
-    assert mib[3] < mib[2] < 1.13 * mib[3]
+    # Importance, logits and partial sums; and novelty, which reads all keys twice in four steps.
+    assert 1.25 * mib[3] < mib[2] < 1.4 * mib[3]
     full, budget = (float(part) for part in last[8].split(","))
     assert full == pytest.approx(1e3 * least_bytes(shape, 32, 32_768) / 3.35e12, rel=0.01)
-    assert full / budget > 14
+    assert full / budget > 11
 
 
 @needs_compiler
