@@ -16,6 +16,7 @@ from budgetctl.plan.notes import LEVELS, SpelledNotes
 from budgetctl.plan.plan import Plan, Step
 from budgetctl.plan.row_plans import RowPlans, SpelledStep
 from budgetctl.protect import Spans
+from budgetctl.sampling import SeededSampler
 from tests.conftest import LINE, MARKERS, VOCAB, A, B
 from tests.device_waits import DEVICE, listening, on_device
 
@@ -58,6 +59,10 @@ def test_with_a_plan_and_notes(forecast: Any, boundaries: Any) -> None:
     assert waits_of(controller) == []
 
 
+def test_seeded_sampling() -> None:
+    assert waits_of(SeededSampler(range(ROWS), WIDTH)) == []
+
+
 def with_spans(boundaries: Any) -> Any:
     """With code fences and tokens of a part of a character."""
     columns = torch.arange(VOCAB)
@@ -76,7 +81,7 @@ def controller_of(case: str, forecast: Any, boundaries: Any, **options: Any) -> 
     )
 
 
-def waits_of(controller: BudgetController) -> list[str]:
+def waits_of(controller: BudgetController | SeededSampler) -> list[str]:
     """What is waited for at the second step."""
     for width in (WIDTH, WIDTH + 1):
         ids = torch.zeros(ROWS, width, dtype=torch.int64, device=DEVICE)
