@@ -10,6 +10,7 @@ import torch
 from budgetctl.budget import NO_CAP, RowBudgets, as_list, resolve_reserve
 from budgetctl.checks import check_tokens, shown
 from budgetctl.errors import BudgetError
+from budgetctl.on_device import to_device
 from budgetctl.prefix_hash import mix
 
 #: Share of a thinking target that is its tolerance when none is given.
@@ -121,17 +122,19 @@ class RowLimits:
         """
         made = self._made.get((rows, device))
         if made is None:
+            host = torch.device("cpu")
             with torch.inference_mode(False):
-                caps, fractions = self.budgets.expanded(rows, device)
-                made = RowTensors(
+                caps, fractions = self.budgets.expanded(rows, host)
+                parts = RowTensors(
                     caps,
                     fractions,
-                    self.budgets.limited(rows, device) | repeat_to(self.reserved, rows, device),
-                    repeat_to(self.minimum, rows, device),
-                    repeat_to(self.room, rows, device),
-                    repeat_to(self.target, rows, device),
+                    self.budgets.limited(rows, host) | repeat_to(self.reserved, rows, host),
+                    repeat_to(self.minimum, rows, host),
+                    repeat_to(self.room, rows, host),
+                    repeat_to(self.target, rows, host),
                     mix(mix(caps) ^ fractions.view(torch.int32).to(torch.int64)),
                 )
+                made = RowTensors(*(to_device(part, device) for part in parts))
             self._made[rows, device] = made
         return made
 
@@ -151,7 +154,7 @@ def repeat_to(values: torch.Tensor, rows: int, device: torch.device) -> torch.Te
         raise BudgetError(
             f"{len(values)} budgets cannot be shared among {rows} rows: expected a multiple; give one budget a prompt"
         )
-    return values.to(device).repeat_interleave(rows // len(values))
+    return to_device(values.repeat_interleave(rows // len(values)), device)
 
 
 def _rows_of(knobs: dict[str, list[object]]) -> int:

@@ -14,10 +14,17 @@ from budgetctl.kernels.host_reads import may_look
 def constant(values: tuple[int, ...], device: torch.device) -> torch.Tensor:
     """``values`` as int64 [n]; the same tensor at every step, which nobody may write to.
 
-    Making it anew would copy from the host to the device at each step, and wait for that.
+    Making it anew would copy from the host to the device at each step.
     """
     with torch.inference_mode(False):
-        return torch.tensor(values, dtype=torch.int64, device=device)
+        return to_device(torch.tensor(values, dtype=torch.int64), device)
+
+
+def to_device(values: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """``values`` on a device; the host does not wait for the copy, since its own memory is pinned."""
+    if device.type == "cuda" and values.device.type == "cpu":
+        return values.pin_memory().to(device, non_blocking=True)
+    return values.to(device)
 
 
 def may_hold(rows: torch.Tensor) -> bool:

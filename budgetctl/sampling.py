@@ -9,6 +9,7 @@ from transformers import LogitsProcessor
 
 from budgetctl.checks import check_temperature, shown
 from budgetctl.errors import BudgetError
+from budgetctl.on_device import to_device
 from budgetctl.prefix_hash import mix
 
 
@@ -58,8 +59,10 @@ class SeededSampler(LogitsProcessor):
         """Logits [B, V] plus Gumbel noise, for prefixes [B, T]."""
         if len(self.seeds) != scores.shape[0]:
             raise BudgetError(f"{len(self.seeds)} seeds for {scores.shape[0]} rows: expected one a row")
-        seeds = mix(self.seeds.to(scores.device))
-        position = input_ids.shape[1] - self.prompt_length + self.offsets.to(scores.device)
+        if self.seeds.device != scores.device:
+            self.seeds, self.offsets = (to_device(part, scores.device) for part in (self.seeds, self.offsets))
+        seeds = mix(self.seeds)
+        position = input_ids.shape[1] - self.prompt_length + self.offsets
         tokens = torch.arange(scores.shape[1], device=scores.device)
         bits = mix(mix(seeds + position)[:, None] ^ tokens[None, :])
         # 52 random bits and a half make a uniform double strictly between 0 and 1.

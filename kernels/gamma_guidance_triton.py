@@ -141,6 +141,8 @@ def gamma_guidance_kernel(
     first = part * (BLOCKS * BLOCK_V)
     stop = first + BLOCKS * BLOCK_V
     at = tl.arange(0, BLOCK_V)
+    # torch.compile passes a Python number as float64, Triton itself as float32.
+    floor = tl.cast(floor, tl.float32)
     action = tl.load(row + _ACTION).to(tl.int32)
     guided = action == _GUIDE
     evaluated = guided | ((action == _EVALUATE) & (part == 0))

@@ -107,7 +107,8 @@ def finish(
             weights = tl.exp2(logit - sum_of_all[:, None])
             mass = tl.sum(weights, axis=0) / GROUPS if MEAN else tl.max(weights, axis=0)
             held = known & (tl.max(logit, axis=0) > START)
-            before = tl.load(importance + base + c, mask=held & (c != column), other=0.0) * decay
+            before = tl.load(importance + base + c, mask=held & (c != column), other=0.0)
+            before *= tl.cast(decay, tl.float32)
             after = tl.maximum(before, mass) if RULE == _MAX else before + mass
             tl.store(importance + base + c, after, mask=held)
 

@@ -122,7 +122,7 @@ def kv_decode_kernel(
     if UPCAST:
         q = q.to(tl.float32)
 
-    to_log2 = scale * _LOG2_E
+    to_log2 = tl.cast(scale, tl.float32) * _LOG2_E
     new_logit = tl.sum(q.to(tl.float32) * wide_key[None, :], axis=1) * to_log2
     new_logit = tl.where(enters != 0, new_logit, EMPTY)
     highest = tl.maximum(new_logit, START)

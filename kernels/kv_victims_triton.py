@@ -47,7 +47,7 @@ def _means(importance, norms, positions, base, count, prior, BLOCK: tl.constexpr
         norm += tl.load(norms + base + block + c, mask=held, other=0.0)
         tokens += held.to(tl.int32)
     all_tokens = tl.maximum(tl.sum(tokens, axis=0), 1).to(tl.float32)
-    floor = tl.div_rn(prior * tl.sum(mass, axis=0), all_tokens)
+    floor = tl.div_rn(tl.cast(prior, tl.float32) * tl.sum(mass, axis=0), all_tokens)
     usual = tl.div_rn(tl.sum(norm, axis=0), all_tokens)
     return floor, tl.maximum(usual, _TINY, propagate_nan=_ALL)
 
@@ -139,7 +139,9 @@ def kv_victims_kernel(
     count = tl.minimum(size, width)
     base = row * tl.load(entry + _SLOTS) + start
     prompt = tl.load(prompts + pair)
-    prompt = tl.where(prompt.to(tl.float32) <= size.to(tl.float32) * prompt_share, prompt, 0)
+    prompt = tl.where(
+        prompt.to(tl.float32) <= size.to(tl.float32) * tl.cast(prompt_share, tl.float32), prompt, 0
+    )
     prompt = tl.maximum(prompt, sinks)
     late = tl.minimum(tl.load(lengths + pair) - recent, tl.load(answers + pair))
     if scores is not None:

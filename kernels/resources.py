@@ -37,6 +37,7 @@ def compiled_resources(
     interval: bool = False,
     tail: str = "exact",
     dtype: torch.dtype = torch.float32,
+    number: str = "fp32",
     capability: int = 90,
 ) -> Resources:
     """Compile the guidance kernel for ``sm_{capability}`` and report what it takes; needs Triton, no GPU.
@@ -50,6 +51,7 @@ def compiled_resources(
         interval: with lower ends.
         tail: as of :func:`~budgetctl.kernels.gamma_guidance.gamma_guidance`; both are compiled for work in place.
         dtype: of the logits: float32, bfloat16 or float16.
+        number: what a Python number is passed as: ``fp32`` by Triton itself, ``fp64`` by ``torch.compile``.
         capability: compute capability times ten.
 
     Raises:
@@ -64,7 +66,7 @@ def compiled_resources(
     )
     types = dict.fromkeys(("features", "weight", "bias", "table", "state_fit"), "*fp32")
     types |= dict.fromkeys(("logits", "out", "scores"), "*" + TRITON_TYPES[dtype])
-    types |= {"ids": "*i64", "rows": "*fp64", "floor": "fp32"}
+    types |= {"ids": "*i64", "rows": "*fp64", "floor": number}
     # torch's allocations are aligned, and so are rows of a vocabulary that is a multiple of 16.
     aligned = [n for n in types if n != "floor"]
     aligned += ["logits_stride", "out_stride"] if vocab % 16 == 0 else []

@@ -132,9 +132,9 @@ class GammaLengthPredictor(nn.Module):
         Wilson-Hilferty's cube-root normal approximation, never below the lower bound (q Gamma(a + 1))^(1/a), which is
         the quantile itself as a goes to 0. Within one per cent of log(1 + L) for a >= 3 and levels of 5 to 95 %.
         """
-        level = torch.as_tensor(q, dtype=concentration.dtype, device=concentration.device).clamp(
-            1e-6, 1 - 1e-6
-        )
+        # Filled in on the device: a copy of a number from the host would be waited for.
+        level = q.to(concentration) if isinstance(q, torch.Tensor) else concentration.new_full((), q)
+        level = level.clamp(1e-6, 1 - 1e-6)
         ninth = 1 / (9 * concentration)
         root = (1 - ninth + torch.special.ndtri(level) * ninth.sqrt()).clamp(min=0)
         bound = ((level.log() + torch.lgamma(concentration + 1)) / concentration).exp()

@@ -23,7 +23,8 @@ from budgetctl.controller import BudgetController
 from budgetctl.errors import BudgetError
 from budgetctl.guidance import guided_temperature
 from budgetctl.integrations.batching_support import PLAN_KNOBS, REQUEST_KNOBS
-from budgetctl.integrations.request_table import KEPT, PastMemory, RequestTable, SlotMemory, to_device
+from budgetctl.integrations.request_table import KEPT, PastMemory, RequestTable, SlotMemory
+from budgetctl.on_device import to_device
 from budgetctl.plan.knob import one_plan
 from budgetctl.raw_logits import RawLogits
 from budgetctl.telemetry import ThoughtReport, report_sequences

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from budgetctl.ledger import Predictions
+from budgetctl.on_device import to_device
 
 #: Meaning of the codes in ``RequestTable.kinds``; 0 stands for a step that was not recorded.
 KINDS = ("", "natural", "forced", "steered")
@@ -196,8 +197,3 @@ class PastMemory:
         """As ``CloseLog.kinds`` (host sync)."""
         codes = zip(self.keys, self._record.kinds.tolist(), strict=False)
         return {key: KINDS[code] for key, code in codes if code}
-
-
-def to_device(values: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """A copy of a host tensor that the host does not wait for."""
-    return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values.to(device)

@@ -31,6 +31,7 @@ from budgetctl.errors import BudgetctlError, BudgetError
 from budgetctl.forecast import LengthForecast
 from budgetctl.guidance import guided_temperature
 from budgetctl.ledger import Predictions
+from budgetctl.on_device import to_device
 
 if TYPE_CHECKING:
     CustomLogitProcessor: Any = object
@@ -121,8 +122,8 @@ class SglangBudgets:
         prefixes = [[*request.origin_input_ids, *request.output_ids] for request, _ in rows]
         width = max(map(len, prefixes))
         padded = [[0] * (width - len(prefix)) + prefix for prefix in prefixes]
-        input_ids = torch.tensor(padded, device=logits.device)
-        written = torch.tensor([len(request.output_ids) for request, _ in rows], device=logits.device)
+        input_ids = to_device(torch.tensor(padded), logits.device)
+        written = to_device(torch.tensor([len(request.output_ids) for request, _ in rows]), logits.device)
         controller = self._controller_of(rows)
         self._predictions.names = [request.rid for request, _ in rows]
         controller.prompt_length = width - written
@@ -206,7 +207,7 @@ class BudgetLogitProcessor(CustomLogitProcessor):
                 _end(request, str(error))
         if not kept:
             return logits
-        at = torch.tensor([row for row, _, _ in kept], device=logits.device)
+        at = to_device(torch.tensor([row for row, _, _ in kept]), logits.device)
         steered = budgets.steer(logits[at], [(request, params) for _, request, params in kept])
         return logits.index_copy(0, at, steered.to(logits.dtype))
 

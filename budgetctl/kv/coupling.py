@@ -6,7 +6,7 @@ the cache knows goes to the controller: a thought whose evicted tokens had had t
 because thoughts lose their way in too small a cache, and then grow longer.
 
 All of it happens every few tokens, at lengths that are the same for every row of a batch. Between them nothing is
-looked at; at them the host waits for the device once.
+looked at; at them the host waits for the device.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from torch.nn.functional import pad
 
 from budgetctl.closing import Boundaries
 from budgetctl.limits import RowLimits, repeat_to
-from budgetctl.on_device import may_hold
+from budgetctl.on_device import may_hold, to_device
 from budgetctl.plan.enforce import StepGuide, StepNow
 from budgetctl.plan.notes import LEVELS, SpelledNotes
 from budgetctl.plan.step_reader import steps_begun
@@ -86,8 +86,8 @@ class NoteGuide:
         made = self._made.get((rows, device))
         if made is None:
             with torch.inference_mode(False):
-                at = repeat_to(torch.arange(len(self.spelled)), rows, device)
-                made = NoteTensors(*(part.to(device)[at] for part in self._tensors()))
+                at = repeat_to(torch.arange(len(self.spelled)), rows, torch.device("cpu"))
+                made = NoteTensors(*(to_device(part[at], device) for part in self._tensors()))
             self._made[rows, device] = made
         return made
 

@@ -13,6 +13,7 @@ from budgetctl.budget import NO_CAP
 from budgetctl.closing import Boundaries
 from budgetctl.errors import DelimiterError, PlanError
 from budgetctl.limits import RowLimits, repeat_to
+from budgetctl.on_device import to_device
 from budgetctl.plan.plan import Plan, Step
 from budgetctl.spelling import encode, spell
 
@@ -153,8 +154,8 @@ class RowPlans:
         if made is None:
             with torch.inference_mode(False):
                 parts = self._tensors(limits)
-                at = repeat_to(torch.arange(len(parts.steps)), rows, device)
-                made = PlanTensors(*(part.to(device)[at] for part in parts))
+                at = repeat_to(torch.arange(len(parts.steps)), rows, torch.device("cpu"))
+                made = PlanTensors(*(to_device(part[at], device) for part in parts))
             self._made[rows, device] = made
         return made
 

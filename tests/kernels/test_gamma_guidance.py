@@ -60,6 +60,16 @@ def test_kernel_compiles_for_sm_90(
         assert 500 < found.flops < (2000 if interval else 1200)
 
 
+@pytest.mark.slow
+@needs_compiler
+def test_kernel_compiles_with_numbers_as_inductor_passes_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    single, double = (compiled_resources(interval=True, number=number) for number in ("fp32", "fp64"))
+    assert double.flops == single.flops
+
+
 def batch(dtype: torch.dtype = torch.float64, seed: int = 0) -> dict[str, Any]:
     """Arguments of ``gamma_guidance`` for one row of each action."""
     generator = torch.Generator().manual_seed(seed)

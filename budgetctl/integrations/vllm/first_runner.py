@@ -10,13 +10,13 @@ import numpy as np
 import torch
 
 from budgetctl.delimiters import ThinkingDelimiters
-from budgetctl.integrations.request_table import to_device
 from budgetctl.integrations.vllm.history import Entry, SlotTokens, current_turn, digest
 from budgetctl.integrations.vllm.host_reader import Array, HostReader
 from budgetctl.integrations.vllm.knobs import RequestLimits
 from budgetctl.integrations.vllm.slots import SlotLimits
 from budgetctl.integrations.vllm.step_rows import StepRows
 from budgetctl.integrations.vllm.tally import Facts, Tally
+from budgetctl.on_device import to_device
 from budgetctl.protect import Spans
 
 

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 
 from budgetctl.delimiters import ThinkingDelimiters, Tokens
-from budgetctl.integrations.request_table import to_device
 from budgetctl.integrations.vllm.memory import hash_rows
+from budgetctl.on_device import to_device
 from budgetctl.prefix_hash import mix
 from budgetctl.prefix_reader import Reading, read_rows
 from budgetctl.protect import Spans

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from budgetctl.integrations.request_table import to_device
 from budgetctl.integrations.vllm.step_rows import StepRows
+from budgetctl.on_device import to_device
 
 
 def rows_of(states: Any, context: Any, asked: np.ndarray, rows: int) -> StepRows | None:

@@ -8,9 +8,9 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 
-from budgetctl.integrations.request_table import to_device
 from budgetctl.integrations.vllm.knobs import RequestLimits
 from budgetctl.limits import RowTensors
+from budgetctl.on_device import to_device
 
 _COLUMNS = 9
 _CAP, _FRACTION, _LIMITED, _MINIMUM, _ROOM, _TARGET, _TEMPERATURE, _SALT, _GREEDY = range(_COLUMNS)
@@ -75,7 +75,8 @@ class SlotRows:
     """The limits of one step's rows, in place of :class:`~budgetctl.limits.RowLimits`."""
 
     def __init__(self, table: torch.Tensor, requests: list[RequestLimits]) -> None:
-        fractions, temperatures = table[:, [_FRACTION, _TEMPERATURE]].to(torch.int32).view(torch.float32).T
+        # Columns one by one: a list of them would be copied to the device, and waited for.
+        fractions, temperatures = (_floats(table[:, column]) for column in (_FRACTION, _TEMPERATURE))
         caps = table[:, _CAP]
         self._rows = RowTensors(
             caps,
@@ -100,3 +101,8 @@ class SlotRows:
     def on(self, rows: int, device: torch.device) -> RowTensors:
         """As :meth:`RowLimits.on <budgetctl.limits.RowLimits.on>`."""
         return self._rows
+
+
+def _floats(bits: torch.Tensor) -> torch.Tensor:
+    """float32 numbers whose bits are kept as int64."""
+    return bits.to(torch.int32).view(torch.float32)
