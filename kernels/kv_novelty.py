@@ -91,7 +91,7 @@ def novelty(
     weight: float | None = None,
     width: int | None = None,
     table: VictimTable | None = None,
-) -> Sequence[torch.Tensor]:
+) -> Sequence[torch.Tensor] | torch.Tensor:
     """:func:`diverse` of this weight, or the :func:`difference` alone for None, of every state.
 
     Args:
@@ -136,7 +136,7 @@ def _launch(
     table: VictimTable | None,
     *,
     parts: int | None = None,
-) -> Sequence[torch.Tensor]:
+) -> Sequence[torch.Tensor] | torch.Tensor:
     """The same by the Triton kernels, on any device that they run on."""
     from budgetctl.kernels.kv_novelty_triton import (
         kv_apart_kernel,

@@ -76,7 +76,7 @@ def refill(
     *,
     count: int,
     prior: float | None = None,
-    scores: Sequence[torch.Tensor] | None = None,
+    scores: Sequence[torch.Tensor] | torch.Tensor | None = None,
     width: int | None = None,
     table: VictimTable | None = None,
 ) -> None:
@@ -140,7 +140,7 @@ def _launch(
     protection: Protection,
     count: int,
     prior: float | None,
-    scores: Sequence[torch.Tensor] | None,
+    scores: Sequence[torch.Tensor] | torch.Tensor | None,
     width: int | None,
     table: VictimTable | None,
     *,
@@ -187,7 +187,7 @@ def _stacked(scores: Sequence[torch.Tensor] | torch.Tensor) -> torch.Tensor:
     )
 
 
-def _has_kernel(states: Sequence[SlotState], scores: Sequence[torch.Tensor] | None) -> bool:
+def _has_kernel(states: Sequence[SlotState], scores: Sequence[torch.Tensor] | torch.Tensor | None) -> bool:
     return (
         has_triton()
         and all(state.importance.dtype == torch.float32 for state in states)
@@ -218,7 +218,7 @@ def _check(
     states: Sequence[SlotState],
     count: int,
     prior: float | None,
-    scores: Sequence[torch.Tensor] | None,
+    scores: Sequence[torch.Tensor] | torch.Tensor | None,
     width: int | None,
     table: VictimTable | None,
 ) -> None:

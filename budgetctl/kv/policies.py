@@ -99,7 +99,7 @@ class Policy:
 
     def scores_of(
         self, states: Sequence[SlotState], width: int | None = None, table: VictimTable | None = None
-    ) -> Sequence[torch.Tensor]:
+    ) -> Sequence[torch.Tensor] | torch.Tensor:
         """:meth:`scores` of several layers, [B, H, w] each, w at most the layer's own slots; ``table`` is of these states."""
         return [self.scores(state, width) for state in states]
 
@@ -175,7 +175,7 @@ class DiverseMax(Policy):
 
     def scores_of(
         self, states: Sequence[SlotState], width: int | None = None, table: VictimTable | None = None
-    ) -> Sequence[torch.Tensor]:
+    ) -> Sequence[torch.Tensor] | torch.Tensor:
         return novelty(states, self.novelty, width, table)
 
 
@@ -312,7 +312,7 @@ class KeyDiff(Policy):
 
     def scores_of(
         self, states: Sequence[SlotState], width: int | None = None, table: VictimTable | None = None
-    ) -> Sequence[torch.Tensor]:
+    ) -> Sequence[torch.Tensor] | torch.Tensor:
         # The same order without the 1.
         return novelty(states, None, width, table)
 
