@@ -124,9 +124,11 @@ def times(
     """Time the settings of a kind, as long as there is time."""
     cuda = report.device.type == "cuda"
     dtype = torch.bfloat16 if cuda else torch.float32
-    methods = [FULL, "diverse-max", "decayed-max", STATIC]
+    methods = [FULL, "diverse-max", STATIC]
     missing = kvpress_missing()
-    if kind == "step":
+    if kind == "call":
+        methods.insert(2, "decayed-max")
+    else:
         methods += [KVPRESS] * (missing is None)
         if missing:
             report.left(missing)
