@@ -192,7 +192,7 @@ def main(
         clocks: dict[str, Callable[[], float]] = {"pace": pace} if paced else {}
         drive(runs, prompts, [0.0] * requests, MOST, budget)  # the first steps allocate
         for thinking_budget in (None, budget):
-            name = "none" if thinking_budget is None else str(thinking_budget)
+            name = "none" if thinking_budget is None else "budgetctl"
             step, shares_together[name], found = check(
                 runs, prompts, thinking_budget, loads, repeats, seed, lambda: bar.advance(task), **clocks
             )
