@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -69,7 +70,8 @@ def simulate(
     step_time: Annotated[
         str | None,
         typer.Option(
-            help="JSON, or a file of it: seconds base, row, kv_token, prefill_base, prefill_token.",
+            help="JSON, or a file of it: seconds base, row, kv_token, prefill_base, prefill_token; or step_times with those "
+            "of none and budgetctl.",
             show_default=False,
         ),
     ] = None,
@@ -108,17 +110,19 @@ def simulate(
         policies = [Policy.parse(text) for text in policy or ["none"]]
         if len({one.name for one in policies}) < len(policies):
             raise BudgetctlError("a --policy is given twice: expected each once; drop one")
-        step = (
-            StepTime.from_dict(_step_values(step_time))
-            if step_time is not None
-            else StepTime.roofline(
+        controlled = None
+        if step_time is not None:
+            values, under_control = _step_values(step_time)
+            step = StepTime.from_dict(values)
+            controlled = None if under_control is None else StepTime.from_dict(under_control)
+        else:
+            step = StepTime.roofline(
                 parameters=parameters,
                 kv_bytes=kv_bytes,
                 bandwidth=bandwidth,
                 flops=flops,
                 efficiency=efficiency,
             )
-        )
         fleet = Fleet(
             _lengths(lengths, thinking, fitted, prompt_tokens, answer_tokens, seed),
             step,
@@ -130,6 +134,7 @@ def simulate(
             requests=requests,
             sampled=sampled,
             seed=seed,
+            controlled=controlled,
         )
         rates = _rates(rate, fleet, policies[0])
         outcomes, found = [], []
@@ -153,7 +158,8 @@ def simulate(
             "burst": burst,
             "requests": requests,
             "seed": seed,
-            "step_time": {name: getattr(step, name) for name in StepTime.__dataclass_fields__},
+            "step_time": asdict(step),
+            "step_time_budgetctl": None if controlled is None else asdict(controlled),
             "step_time_source": "given" if step_time is not None else "roofline",
             "shape": {name: getattr(fleet.shape, name) for name in ReplicaShape.__dataclass_fields__},
             "outcomes": [outcome.as_dict() for outcome in outcomes],
@@ -223,8 +229,8 @@ def _numbers(name: str, text: str) -> list[float]:
     return values
 
 
-def _step_values(text: str) -> dict[str, object]:
-    """The object of a JSON text, or of the file of that name."""
+def _step_values(text: str) -> tuple[dict[str, object], dict[str, object] | None]:
+    """Of a JSON text, or of the file of that name: the values of a step, and those under budgetctl where they are told."""
     where = "--step-time"
     if not text.lstrip().startswith("{"):
         where = text
@@ -239,8 +245,16 @@ def _step_values(text: str) -> dict[str, object]:
         value = json.loads(text)
     except (ValueError, RecursionError):
         value = None
-    if isinstance(value, dict) and isinstance(value.get("step_time"), dict):
-        value = value["step_time"]  # as evals.serving_check writes it, among other things
-    if not isinstance(value, dict):
+    controlled = None
+    if isinstance(value, dict) and isinstance(value.get("step_times"), dict):
+        given = value["step_times"]  # as evals.serving_check writes them, among other things
+        if not {"none"} <= given.keys() <= {"none", "budgetctl"}:
+            raise InputFileError(
+                f"{where} has step_times of {', '.join(given) or 'nothing'}: expected none, and budgetctl or not; correct it"
+            )
+        value, controlled = given["none"], given.get("budgetctl")
+    elif isinstance(value, dict) and isinstance(value.get("step_time"), dict):
+        value = value["step_time"]
+    if not isinstance(value, dict) or not isinstance(controlled, dict | None):
         raise InputFileError(f"{where} is no JSON object: expected seconds by name; correct it")
-    return value
+    return value, controlled

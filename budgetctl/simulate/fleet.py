@@ -42,6 +42,8 @@ class Fleet:
             approximation: one that falls with their number, since only ties and nearly idle replicas are decided elsewhere.
         warm_up: share of the requests that are not counted.
         seed: of arrivals and lengths; the same requests come under every policy and, closer together, at every rate.
+        controlled: how long a step takes under a thinking budget of budgetctl, whose controller works in it; None for as long
+            as any.
 
     Raises:
         BudgetctlError: for values that make no sense.
@@ -58,6 +60,7 @@ class Fleet:
     sampled: int = 4
     warm_up: float = 0.2
     seed: int = 0
+    controlled: StepTime | None = None
 
     def __post_init__(self) -> None:
         for name in ("replicas", "requests", "sampled", "burst"):
@@ -76,6 +79,10 @@ class Fleet:
     def simulated(self) -> int:
         """Replicas that are simulated."""
         return min(self.replicas, self.sampled)
+
+    def step_under(self, policy: Policy) -> StepTime:
+        """How long a step takes under the policy."""
+        return self.step if self.controlled is None or policy.method != "budgetctl" else self.controlled
 
     def workload(self, policy: Policy, rate: float) -> Workload:
         """The requests that reach the simulated replicas at ``rate`` requests per second of the fleet; an infinite rate
@@ -108,7 +115,8 @@ class Fleet:
         """
         workload = self.workload(policy, rate)
         state = Progress(workload)
-        replicas = [Replica(self.shape, self.step, workload, state) for _ in range(self.simulated)]
+        step = self.step_under(policy)
+        replicas = [Replica(self.shape, step, workload, state) for _ in range(self.simulated)]
         told = progress or (lambda share: None)
         if self.router == "round-robin":
             for number, replica in enumerate(replicas):
@@ -126,7 +134,7 @@ class Fleet:
         few = replace(self, requests=min(self.requests, SATURATING))
         workload = few.workload(policy, math.inf)
         state = Progress(workload)
-        replica = Replica(self.shape, self.step, workload, state)
+        replica = Replica(self.shape, self.step_under(policy), workload, state)
         _serve(replica, workload, range(len(workload)))
         # With the last rows the batch thins out; the rate until three quarters have finished is that of full batches.
         finish = np.sort(state.finish)

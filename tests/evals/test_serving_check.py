@@ -10,17 +10,8 @@ import typer
 
 from budgetctl.evals import serving_check
 from budgetctl.evals.pace import Pace
-from budgetctl.evals.serving_check import (
-    SHAPE,
-    Served,
-    calibrate,
-    check,
-    compare,
-    drive,
-    fit_step_time,
-    simulate,
-    table,
-)
+from budgetctl.evals.serving_check import MOST, SHAPE, check, compare, simulate, table, together
+from budgetctl.evals.serving_drive import GAPS, REQUESTS, Served, Step, calibrate, drive, fit_step_time
 from budgetctl.simulate.step_time import StepTime
 
 STEP = StepTime(0.01, 0.001, 1e-6, 2e-3, 1e-4)
@@ -34,10 +25,12 @@ class TimedEngine:
     Args:
         step: its time.
         lengths: tokens that a request writes, by number, within its limit.
+        place: seconds of a step for each number of tokens that some of its rows have written, in which it differs from
+            the simulator.
     """
 
-    def __init__(self, step: StepTime, lengths: Sequence[int]) -> None:
-        self.step_time, self.lengths = step, lengths
+    def __init__(self, step: StepTime, lengths: Sequence[int], place: float = 0.0) -> None:
+        self.step_time, self.lengths, self.place = step, lengths, place
         self.now = 0.0
         self.asked: list[int | None] = []
         self._waiting: list[int] = []
@@ -62,6 +55,7 @@ class TimedEngine:
         held = sum(self._prompt[one] + count for one, count in self._running.items())
         step = self.step_time
         self.now += step.base + step.row * len(self._running) + step.kv_token * held
+        self.now += self.place * len(set(self._running.values()))
         if read:
             self.now += step.prefill_base + step.prefill_token * sum(self._prompt[one] for one in read)
         self._running = {one: count + 1 for one, count in self._running.items()}
@@ -73,8 +67,13 @@ class TimedEngine:
         return self._running | dict.fromkeys(self._waiting, 0)
 
 
-def engine(step: StepTime = STEP) -> TimedEngine:
-    return TimedEngine(step, np.random.default_rng(1).integers(1, 60, size=37).tolist())
+def engine(step: StepTime = STEP, place: float = 0.0) -> TimedEngine:
+    return TimedEngine(step, np.random.default_rng(1).integers(1, 60, size=37).tolist(), place)
+
+
+def calibrated(runs: TimedEngine) -> list[Step]:
+    noise = np.random.default_rng(7)
+    return calibrate(runs, PROMPTS, 0.03, MOST, None, noise, clock=runs.clock)
 
 
 def arrivals(count: int, gap: float) -> list[float]:
@@ -100,26 +99,56 @@ def test_the_simulator_finishes_each_request_when_the_engine_does(gap: float) ->
     assert sum(step.prompts for step in steps) == 40
     assert sum(step.rows for step in steps) == sum(one.written for one in served)
     np.testing.assert_allclose(simulate(served, STEP), [one.finish for one in served])
-    found = compare([served, served], STEP)
+    found = compare([served, served], [STEP, STEP])
     assert found["ratio_mean"] == pytest.approx(1)
     assert found["ratio_p99"] == pytest.approx(1)
     assert found["ratio_throughput"] == pytest.approx(1)
 
 
-def test_the_fit_finds_the_time_of_the_steps(clocked: TimedEngine) -> None:
-    found = fit_step_time(calibrate(clocked, PROMPTS, None))
+def test_calibrations_bring_batches_of_all_sizes() -> None:
+    """Also steps in which several prompts are read, as those of the runs."""
+    steps = calibrated(engine())
+    assert sum(step.prompts for step in steps) == len(GAPS) * REQUESTS
+    assert {step.rows for step in steps} >= set(range(1, SHAPE.max_rows + 1))
+    assert {0, 1, 2, 3} <= {step.prompts for step in steps}
+
+
+def test_the_fit_finds_the_time_of_the_steps() -> None:
+    found = fit_step_time(calibrated(engine()))
     for name in ("base", "row", "kv_token", "prefill_base", "prefill_token"):
         assert getattr(found, name) == pytest.approx(getattr(STEP, name), rel=1e-6), name
 
 
+def test_what_rows_cost_at_different_places_is_in_the_fit() -> None:
+    """Rows that all came at once do not show it: a fit to them makes a busy engine look too fast."""
+    runs = engine(place=6e-4)
+    served, _ = drive(runs, PROMPTS, arrivals(40, 0.03), MOST, None, runs.clock)
+    at_once: list[Step] = []
+    for rows in (1, 2, 4, 8, 16):
+        at_once += drive(runs, PROMPTS[:rows], [0.0] * rows, MOST, None, runs.clock)[1]
+    traffic = fit_step_time(calibrated(runs))
+    assert compare([served], [fit_step_time(at_once)])["ratio_mean"] < 0.85
+    assert compare([served], [traffic])["ratio_mean"] == pytest.approx(1, abs=0.05)
+    assert together(at_once, traffic) < 0.9
+
+
+def test_steps_over_those_of_the_fit_are_a_ratio_of_sums() -> None:
+    steps = [Step(2, 50, 0, 0, 0.03), Step(4, 100, 1, 20, 9.0), Step(5, 10, 0, 0, 0.01)]
+    told = (0.01 + 2 * 0.001 + 50 * 1e-6) + (0.01 + 5 * 0.001 + 10 * 1e-6)
+    assert together(steps, STEP) == pytest.approx(0.04 / told)
+
+
 def test_a_check_of_an_engine_that_is_as_the_simulator_has_no_error(clocked: TimedEngine) -> None:
     done: list[int] = []
-    step, rows = check(clocked, PROMPTS, 16, [0.3, 0.9], 2, 0, lambda: done.append(1))
+    step, at_once, rows = check(clocked, PROMPTS, 16, [0.3, 0.9], 2, 0, lambda: done.append(1))
     assert step.base == pytest.approx(STEP.base)
+    assert at_once == pytest.approx(1)
     assert len(done) == 5
     assert [row["load"] for row in rows] == [0.3, 0.9]
     for row in rows:
         assert row["ratio_mean"] == pytest.approx(1)
+        assert row["single"] == pytest.approx([1, 1])
+        assert row["own"]["ratio_p99"] == pytest.approx(1)
         assert row["measured_p99"] >= row["measured_p50"] > 0
     assert rows[1]["measured_mean"] > rows[0]["measured_mean"]
     assert "(+0%)" in table(rows)
@@ -129,7 +158,7 @@ def test_a_check_of_an_engine_that_is_as_the_simulator_has_no_error(clocked: Tim
 def test_a_wrong_step_time_shows(clocked: TimedEngine) -> None:
     """Without what a step costs that reads a prompt, a loaded engine looks too fast."""
     served, _ = drive(clocked, PROMPTS, arrivals(40, 0.05), 48, None, clocked.clock)
-    found = compare([served], StepTime(STEP.base, STEP.row, STEP.kv_token, 0.0, STEP.prefill_token))
+    found = compare([served], [StepTime(STEP.base, STEP.row, STEP.kv_token, 0.0, STEP.prefill_token)])
     assert found["ratio_mean"] < 0.97
 
 
@@ -137,7 +166,27 @@ def test_requests_are_compared_in_the_order_of_their_arrival() -> None:
     runs = engine()
     served, _ = drive(runs, PROMPTS, arrivals(40, 0.05), 48, None, runs.clock)
     shuffled: list[Served] = [served[at] for at in np.random.default_rng(3).permutation(40)]
-    assert compare([shuffled], STEP) == compare([served], STEP)
+    assert compare([shuffled], [STEP]) == compare([served], [STEP])
+
+
+def test_a_slow_run_is_told_from_a_wrong_schedule(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An engine that is slower in the run than in the calibrations; by the run's own steps there is no difference."""
+
+    class Slowing(TimedEngine):
+        begun = 0
+
+        def add(self, number: int, prompt: Sequence[int], most: int, thinking_budget: int | None) -> None:
+            self.begun += number == 0
+            # all at once, a calibration of each gap, rows that come together, and then the run
+            self.step_time = SLOW if self.begun == 1 + len(GAPS) + 2 else STEP
+            super().add(number, prompt, most, thinking_budget)
+
+    runs = Slowing(STEP, [20])
+    _, _, (row,) = check(runs, PROMPTS, None, [0.2], 1, 0, clock=runs.clock)
+    assert runs.begun == 1 + 2 * (len(GAPS) + 1) + 1
+    assert row["ratio_mean"] < 0.5
+    assert row["single"] == [row["ratio_mean"]]
+    assert row["own"]["ratio_mean"] == pytest.approx(1)
 
 
 def test_an_unknown_engine_is_refused() -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
 
 pytest.importorskip("vllm", reason="needs vLLM: run `make test-vllm`, which has an environment of its own")
 
@@ -71,3 +72,39 @@ def test_noise_is_that_of_the_seed_and_of_nothing_else(engine: VLLMEngine, promp
     limited = engine.generate(prompts, seeds=seeds, max_new_tokens=NEW, knobs={"thinking_budget": 9})
     assert all(len(one.thought) <= 9 and one.close != "none" for one in limited)
     assert {one.close for one in limited} >= {"forced"}
+
+
+def surprise(plain: TransformersEngine, prompt: Sequence[int], new: Sequence[int], temperature: float) -> Any:
+    """[T, 2] float64: log probability of each new token less its expectation under the model, and its variance."""
+    ids = torch.tensor([[*prompt, *new]])
+    with torch.inference_mode():
+        logits = plain.model(ids).logits[0, len(prompt) - 1 : -1].double()
+    log = (logits / temperature).log_softmax(1)
+    mean = (log.exp() * log).sum(1, keepdim=True)
+    variance = (log.exp() * (log - mean).square()).sum(1)
+    return torch.stack([log.gather(1, ids[0, len(prompt) :, None])[:, 0] - mean[:, 0], variance], dim=1)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_samples_are_of_the_models_distribution(
+    temperature: float, engine: VLLMEngine, plain: TransformersEngine, prompts: Any
+) -> None:
+    """Their tokens are as likely as the model says that its samples are, within four standard deviations. The sum over
+    tokens is a martingale, so its variance is the sum of theirs. A top-p of 0.9 is nine of them away at temperature 2,
+    where unlikely tokens are many, and a top-k of 20 six."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine, "temperature", temperature)
+        seeds = range(4 * len(prompts))
+        written = engine.generate(prompts * 4, seeds=list(seeds), max_new_tokens=NEW)
+
+    def deviations(temperature: float) -> float:
+        parts = [
+            surprise(plain, prompt, one.new_ids, temperature)
+            for prompt, one in zip(prompts * 4, written, strict=True)
+        ]
+        total, variance = torch.cat(parts).sum(0).tolist()
+        return float(total / variance**0.5)
+
+    assert abs(deviations(temperature)) < 4
+    # What is measured can tell: of a cooler model these would not be samples.
+    assert deviations(0.7 * temperature) < -4

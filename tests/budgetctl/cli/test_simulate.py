@@ -42,6 +42,27 @@ def test_a_table_says_what_was_simulated(run: Run, tmp_path: Path) -> None:
     assert result.stdout.count("| none |") == 6
 
 
+def test_a_step_under_budgetctl_takes_the_time_that_is_told_for_it(run: Run, tmp_path: Path) -> None:
+    plain, slow = {"base": 0.01, "row": 0.001}, {"base": 0.02, "row": 0.004}
+    step = tmp_path / "serving_check.json"
+    step.write_text(
+        json.dumps({"engine": "vllm", "step_times": {"none": plain, "budgetctl": slow}, "runs": []})
+    )
+    policies = ("--policy", "hard-cut:20", "--policy", "budgetctl:20")
+
+    def rates(told: str) -> list[tuple[float, float]]:
+        options = ("--rate", "2,9", "--step-time", told, "--out", str(tmp_path / "r.json"), "--json")
+        result = run("simulate", *QUICK, *policies, *options, embedded=True)
+        assert result.exit_code == 0, result.stderr
+        found = json.loads(result.stdout)["outcomes"]
+        return [(one["latency_p50"], one["latency_p99"]) for one in found]
+
+    both, fast, late = rates(str(step)), rates(json.dumps(plain)), rates(json.dumps({"step_time": slow}))
+    assert both == [*fast[:2], *late[2:]]
+    assert both[0] == fast[2]  # one time for all policies: the two cuts are alike
+    assert both[2][0] > 1.5 * both[0][0]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -53,6 +74,9 @@ def test_a_table_says_what_was_simulated(run: Run, tmp_path: Path) -> None:
         (("--thinking", "12,3", "--policy", "none", "--policy", "none"), "given twice"),
         (("--thinking", "12,3", "--step-time", "{"), "no JSON object"),
         (("--thinking", "12,3", "--step-time", "missing.json"), "cannot be read"),
+        (("--thinking", "12,3", "--step-time", '{"step_times": {"16": {}}}'), "has step_times of 16"),
+        (("--thinking", "12,3", "--step-time", '{"step_times": {"none": 1}}'), "no JSON object"),
+        (("--thinking", "12,3", "--step-time", '{"step_times": {"none": {}}}'), "without base"),
         (("--thinking", "12,3", "--blocks", "1"), "expected a pool that holds the longest request"),
         (("--thinking", "12,3", "--p99", "0"), "--p99 0"),
         (("--thinking", "12,3", "--router", "random"), "router 'random'"),

@@ -195,3 +195,17 @@ def test_the_roofline_counts_bytes_and_operations() -> None:
     assert step.base == pytest.approx(0.001 + 2e9 / 5e11)
     assert step.kv_token == pytest.approx(2e-7)
     assert step.row == step.prefill_token == pytest.approx(4e-5)
+
+
+@pytest.mark.parametrize(
+    ("policy", "controlled"),
+    [("none", 0), ("kv:24", 0), ("hard-cut:20", 0), ("budgetctl:20", 1), ("budgetctl:20+kv:24", 1)],
+)
+def test_only_budgetctls_policies_take_the_time_of_its_steps(policy: str, controlled: int) -> None:
+    plain, slow = StepTime(0.01, 0.0005), StepTime(0.015, 0.001)
+    asked = Policy.parse(policy)
+    both = fleet(step=plain, controlled=slow)
+    alone = fleet(step=slow if controlled else plain)
+    assert both.run(asked, 20.0) == alone.run(asked, 20.0)
+    assert both.saturation(asked) == alone.saturation(asked)
+    assert fleet(step=plain).saturation(asked) > fleet(step=slow).saturation(asked)
