@@ -26,6 +26,7 @@ from budgetctl.kernels.kv_resources import (
     Resources,
     compiled_combine,
     compiled_decode,
+    compiled_novelty,
     compiled_victims,
 )
 from budgetctl.kernels.kv_scratch import splits
@@ -55,6 +56,9 @@ def variants() -> Iterator[tuple[str, str, Resources, str]]:
     for slots in (2048, 8192, 32_768):
         yield "victims", f"{slots:,} slots, guarded score", *compiled_victims(slots)
     yield "victims", "2,048 slots, scores given", *compiled_victims(2048, scores=True)
+    names = ("sum of directions", "distance to it", "score")
+    for name, found in zip(names, compiled_novelty(), strict=True):
+        yield "novelty", f"D = 128, bfloat16, 4 splits: {name}", *found
 
 
 @app.command()

@@ -60,12 +60,13 @@ def markdown(timings: Sequence[Timing]) -> str:
     )
 
 
-def draw(timings: Sequence[Timing], path: Path) -> None:
+def draw(timings: Sequence[Timing], path: Path, *, logarithmic: bool = False) -> None:
     """Milliseconds a token against the tokens thought, a panel for each model, kind and number of rows, as PNG.
 
     Args:
         timings: at two lengths at least, to show anything.
         path: written whole or not at all.
+        logarithmic: milliseconds too, where caches are too far apart to be seen together otherwise.
     """
     import matplotlib
 
@@ -80,19 +81,27 @@ def draw(timings: Sequence[Timing], path: Path) -> None:
     )
     for axis in axes.flat[len(panels) :]:
         axis.axis("off")
-    for axis, panel in zip(axes.flat, panels, strict=False):
+    colours = {name: f"C{i}" for i, name in enumerate(dict.fromkeys(t.method for t in timings))}
+    for place, (axis, panel) in enumerate(zip(axes.flat, panels, strict=False)):
         these = [t for t in timings if (t.model, t.kind, t.batch) == panel]
         for method in dict.fromkeys(t.method for t in these):
             points = sorted((t.tokens, t.ms) for t in these if t.method == method)
-            axis.plot(*zip(*points, strict=True), marker="o", label=method)
+            axis.plot(*zip(*points, strict=True), marker="o", label=method, color=colours[method])
         model, kind, batch = panel
         axis.set_title(f"{model}, {batch} row{'s' * (batch > 1)}", fontsize=10)
         axis.set_xscale("log", base=2)
-        axis.set_ylim(bottom=0)
+        if logarithmic:
+            axis.set_yscale("log")
+        else:
+            axis.set_ylim(bottom=0)
         axis.set_xlabel("tokens thought so far")
         axis.set_ylabel("ms a token" if kind == "step" else "ms a call")
         axis.grid(alpha=0.3)
-        axis.legend(fontsize=8)
+        if not logarithmic:
+            axis.legend(fontsize=8)
+        elif place % width == width - 1 or place == len(panels) - 1:
+            # Lines are everywhere; a row's legend stands beside it.
+            axis.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.02, 1.0))
     partial = path.with_name(path.name + ".partial")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(partial, dpi=130, format="png")

@@ -12,7 +12,9 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from budgetctl.evals import kv_gpu, kv_gpu_checks, kv_kernel_tables
+from budgetctl.errors import BudgetctlError
+from budgetctl.evals import kv_gpu, kv_gpu_checks, kv_gpu_plot, kv_kernel_tables, kv_tune
+from budgetctl.evals.kv_bench import Timing
 from budgetctl.evals.kv_bytes import CacheShape, full_bytes, least_bytes
 from budgetctl.kernels import kv_reference
 from tests.triton_process import needs_compiler
@@ -96,6 +98,41 @@ def test_without_a_device_it_says_so() -> None:
     assert "no CUDA device" in ran.output
 
 
+def test_one_table_of_several_runs(tmp_path: Path) -> None:
+    """Settings down, caches across; what was left out is empty."""
+    timing = Timing(
+        model="m",
+        kind="step",
+        method="DynamicCache",
+        batch=1,
+        tokens=2048,
+        capacity=64,
+        runs=2,
+        ms=36.4,
+        ratio=1.0,
+        low=1.0,
+        high=1.0,
+        allocated=1,
+        moved=1.0,
+        least=1,
+        least_ms=0.25,
+    )
+    ours = replace(timing, method="diverse-max", ms=0.0123, least_ms=0.125)
+    runs = {"a.json": [timing, replace(timing, tokens=4096)], "b.json": [ours]}
+    paths = [tmp_path / name for name in runs]
+    for path, timings in zip(paths, runs.values(), strict=True):
+        path.write_text(json.dumps({"timings": [each.as_dict() for each in timings]}))
+    figure = tmp_path / "figure.png"
+    ran = CliRunner().invoke(kv_gpu_plot.app, [*map(str, paths), "--png", str(figure)])
+    assert ran.exit_code == 0, ran.output
+    assert "| 1 | 2,048 | 36.4 | 0.012 | 0.250, 0.125 |" in ran.output
+    assert "| 1 | 4,096 | 36.4 |  | 0.250,  |" in ran.output
+    assert figure.read_bytes()[:4] == b"\x89PNG"
+    paths[0].write_text("{}")
+    with pytest.raises(BudgetctlError, match=r"expected kv_gpu\.json"):
+        kv_gpu_plot.read(paths[0])
+
+
 def test_traffic() -> None:
     ran = CliRunner().invoke(kv_kernel_tables.app, ["traffic"])
     assert ran.exit_code == 0, ran.output
@@ -123,5 +160,26 @@ def test_resources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ran = CliRunner().invoke(kv_kernel_tables.app, ["resources"])
     assert ran.exit_code == 0, ran.output
     lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in ran.output.splitlines()[2:]]
-    assert [line[0] for line in lines] == ["decode"] * 7 + ["combine"] + ["victims"] * 4
+    assert [line[0] for line in lines] == [
+        *["decode"] * 7,
+        "combine",
+        *["victims"] * 4,
+        *["novelty"] * 3,
+    ]
     assert all(line[3] == "0" for line in lines)
+
+
+@pytest.mark.parametrize("batch", [1, 8, 32, 200])
+def test_each_way_to_launch_is_tried_once(batch: int) -> None:
+    tried = list(kv_tune.launches(batch, 2048))
+    assert len(set(tried)) == len(set(map(str, tried))) == len(tried)
+    assert tried[0].constants() == {}
+    assert all(launch.parts >= 1 for launch in tried)
+    assert kv_tune.Launch(4, tile=32, rule="none").constants() == {"BLOCK_N": 32}
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is here")
+def test_nothing_is_tuned_without_a_device() -> None:
+    ran = CliRunner().invoke(kv_tune.app, [])
+    assert ran.exit_code == 2
+    assert "no CUDA device" in ran.output
