@@ -90,8 +90,8 @@ def diverse(state: SlotState, weight: float, width: int | None = None) -> torch.
     i is the importance, v the norm of the value, u the :func:`difference` of the key times v, r the share of the tokens
     seen that the head has slots for. p = mean(i / v) mean(v) / mean(i), at least 1, tells how far the head parks its
     attention on small values: 1 where it looks at values of average size, 1.4 where a sink of a fifth of that takes a
-    tenth of it. Such a head looks at other keys when it has a use for them, so that its attention tells which to keep;
-    a head without a sink spreads attention over what it has no use for. The norm in u (as in CriticalKV,
+    tenth of it. Such a head need look at other keys only when it has a use for them, so that its attention tells which
+    to keep; a head without a sink spreads attention also over what it has no use for. The norm in u (as in CriticalKV,
     arXiv 2502.03805) leaves out sinks, which are novel keys of small values.
 
     Args:
