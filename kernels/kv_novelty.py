@@ -23,8 +23,10 @@ __all__ = ["difference", "diverse", "launch_options", "novelty", "parts_of"]
 
 #: Norm of a key or a mean of keys below which it has no direction.
 SHORTEST = 1e-12
-#: Most that the novelty of what a head attends to counts, against an average key.
-MOST_NOVEL = 2.0
+#: Share of the mean norm of a head's values below which a value counts as no smaller.
+SMALLEST = 1e-3
+#: Share of novelty's weight in heads that park all of their attention.
+FLOOR = 1 / 40
 #: Programs that keep a large GPU busy with reads alone: eight on each multiprocessor of an H100 or H200.
 ENOUGH_PROGRAMS = 1056
 #: Fewest slots that are worth a program of their own, and slots that it holds at a time.
@@ -55,12 +57,14 @@ def difference(state: SlotState, width: int | None = None) -> torch.Tensor:
 
 
 def diverse(state: SlotState, weight: float, width: int | None = None) -> torch.Tensor:
-    """Attention and novelty, i / mean(i) + ``weight`` r e^10 u / mean(u), means over the head's keys.
+    """Attention and novelty, i / mean(i) + ``weight`` r (p^-20 + 1/40) u / mean(u), means over the head's keys.
 
-    i is the importance, u the :func:`difference` of the key times the norm of its value, r the share of the tokens seen
-    that the head has slots for, and e = mean(i u) / (mean(i) mean(u)), at most 2: how novel the keys are that the head
-    attends to, against an average key. The norm (as in CriticalKV, arXiv 2502.03805) leaves out sinks, which are novel
-    keys of small values.
+    i is the importance, v the norm of the value, u the :func:`difference` of the key times v, r the share of the tokens
+    seen that the head has slots for. p = mean(i / v) mean(v) / mean(i), at least 1, tells how far the head parks its
+    attention on small values: 1 where it looks at values of average size, 1.4 where a sink of a fifth of that takes a
+    tenth of it. Such a head need look at other keys only when it has a use for them, so that its attention tells which
+    to keep; a head without a sink spreads attention also over what it has no use for. The norm in u (as in CriticalKV,
+    arXiv 2502.03805) leaves out sinks, which are novel keys of small values.
 
     Args:
         state: read only.
@@ -75,15 +79,14 @@ def diverse(state: SlotState, weight: float, width: int | None = None) -> torch.
     """
     _check_norms([state])
     assert state.value_norms is not None
-    importance = state.heads(state.importance, width)
-    apart = difference(state, width) * state.heads(state.value_norms, width)
-    tiny = torch.finfo(importance.dtype).tiny
-    attention, novel = (
-        part / mean_of_tokens(state, part, width).clamp(min=tiny) for part in (importance, apart)
-    )
-    looks_at = mean_of_tokens(state, attention * novel, width).clamp(max=MOST_NOVEL)
-    kept = (state.sizes / state.lengths.clamp(min=1)).clamp(max=1.0).to(importance.dtype)[:, :, None]
-    return attention + weight * kept * looks_at**10 * novel
+    found = state.heads(state.importance, width), state.heads(state.value_norms, width)
+    tiny = torch.finfo(found[0].dtype).tiny
+    attention, norm = (part / mean_of_tokens(state, part, width).clamp(min=tiny) for part in found)
+    novel = difference(state, width) * norm
+    novel = novel / mean_of_tokens(state, novel, width).clamp(min=tiny)
+    parked = mean_of_tokens(state, attention / norm.clamp(min=SMALLEST), width).clamp(min=1.0)
+    kept = (state.sizes / state.lengths.clamp(min=1)).clamp(max=1.0).to(norm.dtype)[:, :, None]
+    return attention + weight * kept * (parked**-20 + FLOOR) * novel
 
 
 def novelty(

@@ -16,7 +16,7 @@ import torch
 import triton
 import triton.language as tl
 
-from budgetctl.kernels.kv_novelty import MOST_NOVEL, SHORTEST
+from budgetctl.kernels.kv_novelty import FLOOR, SHORTEST, SMALLEST
 from budgetctl.kernels.kv_victims import COLUMNS
 
 _IMPORTANCE, _NORMS, _POSITIONS, _LENGTHS, _FIRST, _SIZES, _SLOTS, _KEYS = (
@@ -33,7 +33,7 @@ _IMPORTANCE, _NORMS, _POSITIONS, _LENGTHS, _FIRST, _SIZES, _SLOTS, _KEYS = (
     )
 )
 _WIDTH = tl.constexpr(len(COLUMNS))
-_SHORTEST, _MOST_NOVEL = tl.constexpr(SHORTEST), tl.constexpr(MOST_NOVEL)
+_SHORTEST, _SMALLEST, _FLOOR = tl.constexpr(SHORTEST), tl.constexpr(SMALLEST), tl.constexpr(FLOOR)
 _TINY = tl.constexpr(torch.finfo(torch.float32).tiny)
 
 
@@ -139,16 +139,23 @@ def kv_apart_kernel(
         tl.store(found + program * width + c, apart, mask=c < high)
 
 
+@triton.jit
+def _or_one(mean):
+    """A mean to divide by: 1 where there is nothing, or next to nothing, to divide."""
+    return tl.where(mean > _TINY, mean, 1.0)
+
+
 @triton.jit(do_not_specialize=["pairs", "width"])
 def kv_diverse_kernel(table, found, pairs, width, weight, HEADS: tl.constexpr, BLOCK: tl.constexpr):
     """Puts the score in the place of the novelty in ``found``; see :func:`budgetctl.kernels.kv_novelty.diverse`."""
     entry, base, count, size = _head(table, pairs, width, HEADS)
     importance = tl.load(entry + _IMPORTANCE).to(tl.pointer_type(tl.float32)) + base
+    norms = tl.load(entry + _NORMS).to(tl.pointer_type(tl.float32)) + base
     positions = tl.load(entry + _POSITIONS).to(tl.pointer_type(tl.int32)) + base
     lengths = tl.load(entry + _LENGTHS).to(tl.pointer_type(tl.int32))
     found += tl.program_id(0).to(tl.int64) * width
     n = tl.arange(0, BLOCK)
-    mass, apart, both = (
+    mass, norm, apart = (
         tl.zeros((BLOCK,), tl.float32),
         tl.zeros((BLOCK,), tl.float32),
         tl.zeros((BLOCK,), tl.float32),
@@ -157,20 +164,26 @@ def kv_diverse_kernel(table, found, pairs, width, weight, HEADS: tl.constexpr, B
     for block in range(0, count, BLOCK):
         c = block + n
         held = tl.load(positions + c, mask=c < count, other=-1) >= 0
-        i, u = tl.load(importance + c, mask=held, other=0.0), tl.load(found + c, mask=held, other=0.0)
-        mass += i
-        apart += u
-        both += i * u
+        mass += tl.load(importance + c, mask=held, other=0.0)
+        norm += tl.load(norms + c, mask=held, other=0.0)
+        apart += tl.load(found + c, mask=held, other=0.0)
         tokens += held.to(tl.int32)
     number = tl.maximum(tl.sum(tokens, axis=0), 1).to(tl.float32)
-    usual_mass = tl.maximum(tl.sum(mass, axis=0) / number, _TINY)
-    usual_apart = tl.maximum(tl.sum(apart, axis=0) / number, _TINY)
-    looks_at = tl.minimum(tl.sum(both, axis=0) / number / usual_mass / usual_apart, _MOST_NOVEL)
-    square = looks_at * looks_at
-    fourth = square * square
+    usual_mass = _or_one(tl.sum(mass, axis=0) / number)
+    usual_norm = _or_one(tl.sum(norm, axis=0) / number)
+    usual_apart = _or_one(tl.sum(apart, axis=0) / number)
+    on_small = tl.zeros((BLOCK,), tl.float32)
+    for block in range(0, count, BLOCK):
+        c = block + n
+        held = tl.load(positions + c, mask=c < count, other=-1) >= 0
+        i = tl.load(importance + c, mask=held, other=0.0) / usual_mass
+        on_small += i / tl.maximum(tl.load(norms + c, mask=held, other=1.0) / usual_norm, _SMALLEST)
+    parked = tl.maximum(tl.sum(on_small, axis=0) / number, 1.0)
+    fourth = parked * parked * parked * parked
+    eighth = fourth * fourth
     length = tl.maximum(tl.load(lengths + tl.program_id(0) % pairs), 1).to(tl.float32)
     kept = tl.minimum(size.to(tl.float32) / length, 1.0)
-    factor = weight * kept * (fourth * fourth * square) / usual_apart
+    factor = tl.cast(weight, tl.float32) * kept * (1.0 / eighth / eighth / fourth + _FLOOR) / usual_apart
     for block in range(0, count, BLOCK):
         c = block + n
         i, u = (

@@ -147,12 +147,12 @@ class DiverseMax(Policy):
 
     Attention alone gives up what has not been looked at lately, even where it stands for nothing else in the cache and
     will be needed once; novelty alone gives up what is looked at all the time. So novelty counts while most tokens are
-    kept, and in heads that look at novel keys. R-KV (arXiv 2505.24133) adds attention and redundancy too, with one
-    weight, from a window and with every pair of keys.
+    kept, and most in heads that do not park their attention on a sink. R-KV (arXiv 2505.24133) adds attention and redundancy
+    too, with one weight, from a window and with every pair of keys.
     """
 
     decay: float = 0.97
-    novelty: float = 10.0
+    novelty: float = 40.0
     usual_interval: ClassVar[int] = 4
 
     def __post_init__(self) -> None:

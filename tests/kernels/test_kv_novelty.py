@@ -54,15 +54,13 @@ def by_hand(state: SlotState, row: int, head: int, weight: float) -> dict[int, f
     keys = {s: state.keys[row, s].double() for s in slots}
     mean = sum(key / key.norm() for key in keys.values())
     assert state.value_norms is not None
-    u = {
-        s: float((1 - torch.cosine_similarity(keys[s], mean, dim=0)) * state.value_norms[row, s])
-        for s in slots
-    }
+    v = {s: float(state.value_norms[row, s]) for s in slots}
+    u = {s: float(1 - torch.cosine_similarity(keys[s], mean, dim=0)) * v[s] for s in slots}
     i = {s: float(state.importance[row, s]) for s in slots}
-    mean_i, mean_u = sum(i.values()) / len(slots), sum(u.values()) / len(slots)
-    e = min(sum(i[s] * u[s] for s in slots) / len(slots) / (mean_i * mean_u), 2.0)
+    mean_i, mean_u, mean_v = (sum(part.values()) / len(slots) for part in (i, u, v))
+    p = max(sum(i[s] / v[s] for s in slots) / len(slots) * mean_v / mean_i, 1.0)
     r = min(state.capacities[head] / int(state.lengths[row, head]), 1.0)
-    return {s: i[s] / mean_i + weight * r * e**10 * u[s] / mean_u for s in slots}
+    return {s: i[s] / mean_i + weight * r * (p**-20 + 1 / 40) * u[s] / mean_u for s in slots}
 
 
 def test_the_score_is_what_its_formula_says() -> None:

@@ -85,11 +85,12 @@ def by_difference(heads: list[Held]) -> list[dict[int, float]]:
 def by_importance_and_novelty(heads: list[Held]) -> list[dict[int, float]]:
     found = []
     for held, same in zip(heads, by_difference(heads), strict=True):
-        novelty = {p: (1 + same[p]) * np.abs(entry.value).sum() for p, entry in held.items()}
+        norms = {p: np.abs(entry.value).sum() for p, entry in held.items()}
+        novelty = {p: (1 + same[p]) * norm for p, norm in norms.items()}
         usual, apart = np.mean([e.importance for e in held.values()]), np.mean(list(novelty.values()))
-        looks_at = np.mean([e.importance * novelty[p] for p, e in held.items()]) / (usual * apart)
+        parked = np.mean([e.importance / norms[p] for p, e in held.items()]) * np.mean(list(norms.values()))
         kept = len(held) / (max(held) + 1)  # slots are full, and hold the latest token
-        weight = 10 * kept * min(looks_at, 2.0) ** 10
+        weight = kept * (1 + 40 / max(parked / usual, 1.0) ** 20)
         found.append({p: e.importance / usual + weight * novelty[p] / apart for p, e in held.items()})
     return found
 
@@ -282,18 +283,26 @@ def test_unknown_names_and_impossible_settings_are_told() -> None:
         Snap(interval=4, queries=5)
 
 
-def test_novelty_counts_in_heads_that_look_at_novel_keys() -> None:
-    """Two heads of the same keys and values; one attends to what is novel, the other to what is not."""
+def test_novelty_counts_most_in_heads_that_park_no_attention_on_small_values() -> None:
+    """Two heads of the same keys and values; one attends to large values, the other to the smallest too."""
     state = SlotState.allocate(1, (4, 4), 2, 1, value_norms=True, dtype=torch.float64)
     assert state.value_norms is not None
     state.keys.copy_(torch.tensor([[1, 0.1], [1, -0.1], [1, 0], [0, 1]]).repeat(2, 1))
     state.positions.copy_(torch.arange(4).repeat(2))
-    state.value_norms.fill_(1.0)
-    state.importance.copy_(torch.tensor([0.1, 0.1, 0.1, 0.7, 0.7, 0.1, 0.1, 0.1]))
-    added = diverse(state, 10.0) - diverse(state, 0.0)
-    assert added[0, 0, 3] > 100 * added[0, 1, 3] > 0
+    state.lengths.fill_(8)
+    norms, attended = [0.2, 1.2, 1.3, 1.3], [0.0, 0.3, 0.3, 0.4, 0.3, 0.2, 0.2, 0.3]
+    state.value_norms.copy_(torch.tensor(norms, dtype=torch.float64).repeat(2))
+    state.importance.copy_(torch.tensor(attended, dtype=torch.float64))
+    added = diverse(state, 40.0) - diverse(state, 0.0)
+    # Half of the tokens are kept, and the mean of the values' norms is 1.
+    parked = 0.3 / 0.2 + 0.2 / 1.2 + 0.5 / 1.3
+    expected = torch.tensor([[20.5, 0.5 + 20.0 * parked**-20]], dtype=torch.float64)
+    torch.testing.assert_close(added.mean(2), expected, rtol=1e-8, atol=0.0)
     state.importance.zero_()  # nothing was looked at yet
-    assert diverse(state, 10.0).isfinite().all()
+    assert diverse(state, 40.0).isfinite().all()
+    state.value_norms[:, 0] = 0.0
+    state.importance[:, 0] = 1.0
+    assert diverse(state, 40.0).isfinite().all()
     state.value_norms = None
     with pytest.raises(KernelError, match="without norms of values"):
-        diverse(state, 10.0)
+        diverse(state, 40.0)
