@@ -8,6 +8,7 @@ host, no shape that depends on data: with working memory of its own (:class:`KVS
 from __future__ import annotations
 
 from contextlib import nullcontext
+from functools import lru_cache
 from typing import get_args
 
 import torch
@@ -92,18 +93,33 @@ def launch_options(
     state: SlotState, groups: int, *, rule: Rule, group: Group, upcast: bool = False
 ) -> dict[str, int | bool]:
     """The kernel's compile-time constants, without its splits; ``num_warps`` and ``num_stages`` are among them."""
-    size, value_size = state.keys.shape[2], state.values.shape[2]
+    sizes = state.keys.shape[2], state.values.shape[2], state.queue.shape[2]
+    return dict(_options(*sizes, len(state.capacities), state.keys.dtype, groups, rule, group, upcast))
+
+
+@lru_cache
+def _options(
+    size: int,
+    value_size: int,
+    queue: int,
+    heads: int,
+    dtype: torch.dtype,
+    groups: int,
+    rule: Rule,
+    group: Group,
+    upcast: bool,
+) -> dict[str, int | bool]:
     widest = max(_power_of_two(size), _power_of_two(value_size), LEAST_ROWS)
-    narrow = state.keys.dtype != torch.float32
+    narrow = dtype != torch.float32
     # Tiles of keys and values of two to three blocks stay in shared memory while the next are on their way.
     block = max(8192 // widest, 16) if narrow else max(4096 // widest, 16)
     rows = _power_of_two(groups)
     return {
-        "HEADS": len(state.capacities),
+        "HEADS": heads,
         "GROUPS": groups,
         "D": size,
         "E": value_size,
-        "QUEUE": state.queue.shape[2],
+        "QUEUE": queue,
         "RULE": _rules()[rule],
         "MEAN": group == "mean",
         "UPCAST": upcast,
@@ -231,7 +247,7 @@ def _has_kernel(query: torch.Tensor, state: SlotState) -> bool:
         and query.dtype in DTYPES
         and groups <= MOST_ROWS
         and max(state.keys.shape[2], state.values.shape[2]) <= MOST_SIZE
-        and all(tensor.is_contiguous() for tensor in state.tensors().values())
+        and state.contiguous
     )
 
 

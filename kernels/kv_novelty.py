@@ -180,7 +180,7 @@ def _has_kernel(states: Sequence[SlotState]) -> bool:
         and all(state.keys.dtype == states[0].keys.dtype for state in states)
         and all(state.keys.shape[2] == states[0].keys.shape[2] for state in states)
         and all(state.keys.data_ptr() % ALIGNMENT == 0 for state in states)
-        and all(tensor.is_contiguous() for state in states for tensor in state.tensors().values())
+        and all(state.contiguous for state in states)
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 
@@ -86,19 +87,23 @@ class KVScratch:
 
 def _needed(state: SlotState, groups: int, parts: int | None) -> tuple[int, int, int, int]:
     """Elements of the tensors of a :class:`KVScratch`."""
-    batch, heads = state.cursor.shape
-    pairs = batch * heads
+    return _elements(*state.cursor.shape, state.widest, state.values.shape[2], groups, parts)
+
+
+@lru_cache
+def _elements(
+    batch: int, heads: int, slots: int, value_size: int, groups: int, parts: int | None
+) -> tuple[int, int, int, int]:
     if parts is None:
-        parts = splits(batch, heads, state.widest)
-    rows = pairs * groups
-    return (
-        rows * parts * state.values.shape[2],
-        rows * parts * 2,
-        rows * logits_stride(state),
-        pairs,
-    )
+        parts = splits(batch, heads, slots)
+    rows = batch * heads * groups
+    return rows * parts * value_size, rows * parts * 2, rows * _rounded(slots), batch * heads
 
 
 def logits_stride(state: SlotState) -> int:
     """Logits of a query head in :attr:`KVScratch.logits`: C rounded up to 16."""
-    return -(-state.widest // 16) * 16
+    return _rounded(state.widest)
+
+
+def _rounded(slots: int) -> int:
+    return -(-slots // 16) * 16

@@ -152,6 +152,11 @@ class SlotState:
         return min(self.capacities) == self.widest
 
     @cached_property
+    def contiguous(self) -> bool:
+        """Whether every tensor is contiguous, which kernels rely on; looked up once, as none is ever replaced."""
+        return all(tensor.is_contiguous() for tensor in self.tensors().values())
+
+    @cached_property
     def first(self) -> torch.Tensor:
         """[H] int64, each head's first slot."""
         return torch.tensor(self.offsets[:-1], device=self.keys.device)

@@ -191,7 +191,7 @@ def _has_kernel(states: Sequence[SlotState], scores: Sequence[torch.Tensor] | to
     return (
         has_triton()
         and all(state.importance.dtype == torch.float32 for state in states)
-        and all(tensor.is_contiguous() for state in states for tensor in state.tensors().values())
+        and all(state.contiguous for state in states)
         and (scores is None or all(each.dtype == torch.float32 for each in scores))
     )
 
