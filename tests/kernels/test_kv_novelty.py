@@ -32,10 +32,11 @@ def test_kernels_equal_the_reference_on_cuda() -> None:
 
 @pytest.mark.slow
 @needs_compiler
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
-@pytest.mark.parametrize("size", [64, 128, 256])
+@pytest.mark.parametrize(
+    ("size", "dtype"), [(64, torch.float16), (128, torch.bfloat16), (256, torch.float32)], ids=str
+)
 def test_kernels_compile_for_sm_90(
-    dtype: torch.dtype, size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    size: int, dtype: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     kernels = compiled_novelty(size, dtype=dtype)
