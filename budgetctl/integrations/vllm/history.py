@@ -35,7 +35,7 @@ def digest(tokens: Sequence[int]) -> int:
     return int.from_bytes(found, "little", signed=True)
 
 
-@dataclass
+@dataclass(eq=False)
 class Entry:
     """A request in the batch.
 
@@ -53,6 +53,14 @@ class Entry:
     #: New tokens that are written already, and the last of them.
     written: int = field(default=0, init=False)
     last: int = field(default=_UNKNOWN, init=False)
+    #: Of ``QuietWatch``: new tokens at the latest step and the last of them; the number of new tokens from which on the row
+    #: has to be read again; that with which its thought is spent, and its closing window; what its answer may not have.
+    seen: int = field(default=0, init=False)
+    latest: int = field(default=_UNKNOWN, init=False)
+    quiet_until: int = field(default=0, init=False)
+    spent_at: int = field(default=0, init=False)
+    window: int = field(default=0, init=False)
+    bans: tuple[int, ...] | None = field(default=None, init=False)
 
     @property
     def changed(self) -> bool:

@@ -1,7 +1,7 @@
-"""Readings of an engine's requests on the host, carried on token by token in one pass of NumPy over all rows.
+"""Readings of an engine's requests on the host, carried on by their new tokens in one pass of NumPy over all rows.
 
 What is kept of a slot is a function of its tokens, for the length that it was made for. It is gone on with where the
-request has one more token, none of the others has changed, and the new one is plain (begins nothing and ends nothing);
+request has more tokens, none of the others has changed, and the new ones are plain (begin nothing and end nothing);
 other rows are read anew, and those alone.
 """
 
@@ -76,16 +76,19 @@ class HostReader:
             salts: [B] int64, of the tokens before those that are kept of each row.
         """
         fields, kept = self._table[:, slots], self._lengths[slots]
-        grown = kept == lengths - 1
-        last = tokens[slots, lengths + (begins - 1)]
-        plain = grown & self._plain(fields, lengths, last)
+        gaps = np.where(kept == _UNREAD, 0, np.maximum(lengths - kept, 0))
+        most = int(gaps.max())
+        plain = gaps > 0
+        if most:
+            # The latest tokens of each row; those before its gap are none of the new ones.
+            at = lengths[:, None] + (begins - max(most, self._tail)) + np.arange(max(most, self._tail))
+            latest = tokens[slots[:, None], at]
+            new = latest[:, -most:]
+            fresh = np.arange(most, 0, -1) <= gaps[:, None]
+            plain &= self._plain(fields, kept + 1, new, fresh)
         anew = ~(plain | (kept == lengths))
         if np.count_nonzero(plain):
-            tails = None
-            if self._tail > 1:
-                at = lengths[:, None] + (begins - self._tail) + np.arange(self._tail)
-                tails = tokens[slots[:, None], at]
-            after = self._next(fields, lengths, last, salts, tails)
+            after = self._next(fields, lengths, gaps, new, fresh, latest[:, -self._tail :], salts)
             fields = after if plain.all() else np.where(plain, after, fields)
         if np.count_nonzero(anew):
             at = anew.nonzero()[0]
@@ -93,6 +96,10 @@ class HostReader:
         self._table[:, slots] = fields
         self._lengths[slots] = lengths
         return fields
+
+    def starts(self, fields: Array) -> Array:
+        """[B] int64, where each thought starts, from the row's first token on, of ``fields`` [F, B]."""
+        return fields[_AT["thought_start"]]
 
     def reading(self, fields: Array, device: torch.device) -> Reading:
         """``fields`` [F, B] as tensors on the ``device``."""
@@ -117,28 +124,46 @@ class HostReader:
         )
         return Reading(state, total, start_key, fence_marks)
 
-    def _plain(self, fields: Array, lengths: Array, last: Array) -> Array:
-        """[B] bool: the last token changes nothing but counts."""
+    def _plain(self, fields: Array, lengths: Array, new: Array, fresh: Array) -> Array:
+        """[B] bool: the new tokens change nothing but counts.
+
+        Args:
+            fields: [F, B] of the rows without them.
+            lengths: [B] int64, tokens of each row with the first of them.
+            new: [B, m] int64, the last tokens of each row.
+            fresh: [B, m] bool, which of them are new.
+        """
         begun = fields[_AT["started"]] != 0
         # Near the start a marker may reach back before the turn, and a lead after the first marker be completed.
         length = np.where(begun, lengths - fields[_AT["thought_start"]], fields[_AT["generated"]] + 1)
         plain = length > self._near
         for token in self._lasts:
-            plain &= last != token
+            plain &= ~((new == token) & fresh).any(1)
         return plain | (fields[_AT["finished"]] != 0)
 
-    def _next(self, before: Array, lengths: Array, last: Array, salts: Array, tails: Array | None) -> Array:
-        """The fields one plain token later."""
+    def _next(
+        self,
+        before: Array,
+        lengths: Array,
+        gaps: Array,
+        new: Array,
+        fresh: Array,
+        tails: Array,
+        salts: Array,
+    ) -> Array:
+        """The fields after ``gaps`` [B] plain tokens, which are the ``fresh`` ones of ``new`` [B, m]; ``tails`` [B, t] are
+        the last tokens of the rows."""
         fields = before.copy()
         thinking, started, finished = (before[_AT[name]] != 0 for name in ("thinking", "started", "finished"))
-        fields[_AT["used"]] += before[_AT["thinking"]]
+        fields[_AT["used"]] += before[_AT["thinking"]] * gaps
         fields[_AT["at_start"]] = 0
-        fields[_AT["generated"]] += 1
-        fields[_AT["answer_tokens"]] += before[_AT["closed"]] & ~before[_AT["finished"]]
-        fields[_AT["total"]] += mix(mix(lengths) ^ last)
+        fields[_AT["generated"]] += gaps
+        fields[_AT["answer_tokens"]] += (before[_AT["closed"]] & ~before[_AT["finished"]]) * gaps
+        places = lengths[:, None] - np.arange(new.shape[1] - 1, -1, -1)
+        fields[_AT["total"]] += (mix(mix(places) ^ new) * fresh).sum(1)
         if self._fence is not None:
-            fields[_AT["fence_marks"]] += self._fence[last] & started
-        if tails is not None:
+            fields[_AT["fence_marks"]] += (self._fence[new] & fresh & started[:, None]).sum(1)
+        if self._tail > 1:
             fields[_AT["close_progress"]] = _progress(tails, self._delimiters.forced_end_ids, thinking)
             fields[_AT["open_progress"]] = _progress(tails, self._delimiters.open_ids, ~thinking & ~finished)
         if np.count_nonzero(started) < len(started):
