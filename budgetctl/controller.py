@@ -206,7 +206,7 @@ class BudgetController(LogitsProcessor):
         if self.notes is not None:
             limited = limited | self.notes.on(rows, device).noted
 
-        if self._is_quiet(input_ids, scores, reading, limits, left, window):
+        if self._is_quiet(input_ids, scores, reading, limits, left, window, caps):
             return self._quietly(scores, reading, forecast, limits, left, temperature)
         result = scores
         if may_hold(state.thinking & limited) or (self.limits.has_minimum and may_hold(state.thinking)):
@@ -232,6 +232,7 @@ class BudgetController(LogitsProcessor):
         limits: RowTensors,
         left: torch.Tensor,
         window: torch.Tensor,
+        caps: torch.Tensor,
     ) -> bool:
         """Whether all rows are known to be in the middle of their thoughts."""
         more = (self.extension, self.early_exit, self.steps, self.notes, self.kv)

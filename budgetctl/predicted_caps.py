@@ -39,8 +39,8 @@ class ForecastOfStep:
             self._outlook = self._forecast.outlook(self.scores, own_logits=self.own_logits)
         return self._outlook
 
-    def outlook_of(self, rows: torch.Tensor | None) -> Outlook:
-        """Of the ``rows`` [n] int64 alone, None for all."""
+    def outlook_of(self, rows: list[int] | None) -> Outlook:
+        """Of some ``rows`` alone, None for all."""
         if rows is None or self._outlook is not None:
             outlook = self.outlook()
             return outlook if rows is None else Outlook(outlook.features[rows], outlook.head)

@@ -106,7 +106,7 @@ class QuietStep:
     def __call__(
         self,
         scores: torch.Tensor,
-        outlook: Callable[[torch.Tensor | None], Outlook] | None,
+        outlook: Callable[[list[int] | None], Outlook] | None,
         left: Sequence[int] | Array,
         warmth: Warmth,
         *,
@@ -116,7 +116,7 @@ class QuietStep:
 
         Args:
             scores: [B, V] logits.
-            outlook: tells the forecast of the rows [n] int64 at this step, of None for all; None where there is none.
+            outlook: tells the forecast of some of the rows at this step, of None for all; None where there is none.
             left: [B] thinking tokens left.
             warmth: of the rows.
             in_place: write into ``scores``.
@@ -130,7 +130,7 @@ class QuietStep:
     def _guide(
         self,
         scores: torch.Tensor,
-        outlook: Callable[[torch.Tensor | None], Outlook],
+        outlook: Callable[[list[int] | None], Outlook],
         left: Sequence[int] | Array,
         warmth: Warmth,
     ) -> None:
@@ -144,13 +144,15 @@ class QuietStep:
         rows = [row for row, (best, apart) in enumerate(gaps) if not best[0] - best[-1] > apart]
         if not rows:
             return
-        index, some, of_rows, temperature = None, scores, np.asarray(left), warmth.column
-        if len(rows) < count:
-            index = torch.tensor(rows)
-            some, of_rows, temperature = scores[index], of_rows[rows], temperature[rows]
-            found = None if found is None else (found[0][index], found[1][index])
+        some, of_rows, temperature = scores, np.asarray(left), warmth.column
+        every = len(rows) == count
+        if not every:
+            values = scores.numpy()
+            some, of_rows, temperature = torch.from_numpy(values[rows]), of_rows[rows], temperature[rows]
+            if found is not None:
+                found = torch.from_numpy(found[0].numpy()[rows]), torch.from_numpy(found[1].numpy()[rows])
         top, ids = found or top_candidates(some, min(CANDIDATES, vocab))
-        forecast = outlook(index)
+        forecast = outlook(None if every else rows)
         gamma_guidance_numpy.guide_every_row(
             some,
             forecast.features,
@@ -163,8 +165,8 @@ class QuietStep:
             self._strength,
             some,
         )
-        if index is not None:
-            scores[index] = some
+        if not every:
+            values[rows] = some.numpy()
 
     def _fold(self, values: Array, warmth: Warmth, least: float) -> None:
         """``fold_end_of_sequence`` of all rows [B, V], in place."""

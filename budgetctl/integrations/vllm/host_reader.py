@@ -14,10 +14,10 @@ import torch
 
 from budgetctl.delimiters import ThinkingDelimiters, Tokens
 from budgetctl.integrations.request_table import to_device
-from budgetctl.integrations.vllm.memory import hash_rows
 from budgetctl.prefix_hash import mix
-from budgetctl.prefix_reader import Reading, read_rows
+from budgetctl.prefix_reader import Reading
 from budgetctl.protect import Spans
+from budgetctl.row_reader import RowReader
 from budgetctl.state import ThinkingState, marker_progress
 
 Array = np.ndarray[Any, Any]
@@ -25,7 +25,8 @@ Array = np.ndarray[Any, Any]
 #: Rows of the table: first the fields that are bool.
 _BOOLS = ("thinking", "started", "at_start", "closed", "finished")
 _COUNTS = ("used", "close_progress", "open_progress", "thought_start", "generated", "answer_tokens")
-_FIELDS = (*_BOOLS, *_COUNTS, "total", "start_key", "fence_marks")
+_STATE = (*_BOOLS, *_COUNTS)
+_FIELDS = (*_STATE, "total", "start_key", "fence_marks")
 _AT = {name: at for at, name in enumerate(_FIELDS)}
 _UNREAD = -2
 
@@ -42,6 +43,7 @@ class HostReader:
         self._delimiters, self._spans = delimiters, spans
         markers = (*delimiters.all_opens, *delimiters.all_ends, delimiters.forced_end_ids)
         self._lasts = sorted({marker[-1] for marker in markers[:-1]} | set(delimiters.eos_ids))
+        self._rows = RowReader(delimiters)
         self._tail = max(map(len, markers))
         self._fence = None if spans is None else spans.fence.numpy()
         self._near = max(len(delimiters.lead_ids), self._tail)
@@ -176,21 +178,20 @@ class HostReader:
         self, tokens: Array, begins: int, slots: Array, lengths: Array, prompts: Array, salts: Array
     ) -> Array:
         """The fields [F, B] of rows that are read from their first token on."""
-        width = int(lengths.max())
-        padding = width - lengths
-        at = np.arange(width) - padding[:, None]
-        rows = torch.from_numpy(np.where(at >= 0, tokens[slots[:, None], np.maximum(at, 0) + begins], 0))
-        margin = torch.from_numpy(padding)
-        found = read_rows(rows, self._delimiters, torch.from_numpy(padding + prompts), self._spans)
-        start = found.state.thought_start
-        fields = np.empty((len(_FIELDS), len(slots)), dtype=np.int64)
-        for name in (*_BOOLS, *_COUNTS):
-            fields[_AT[name]] = getattr(found.state, name).numpy()
-        fields[_AT["thought_start"]] -= padding
-        fields[_AT["fence_marks"]] = found.fence_marks.numpy()
-        own = np.where(at >= 0, mix(mix(at + 1) ^ rows.numpy()), 0)
-        fields[_AT["total"]] = own.sum(1)
-        key = hash_rows(rows, margin, start).numpy()
+        fields = np.zeros((len(_FIELDS), len(slots)), dtype=np.int64)
+        rows = zip(slots.tolist(), lengths.tolist(), prompts.tolist(), strict=True)
+        for column, (slot, length, prompt) in enumerate(rows):
+            row = tokens[slot, begins : begins + length]
+            state = self._rows.read(row.tolist(), prompt)
+            start = state.thought_start
+            mixed = mix(mix(np.arange(1, length + 1)) ^ row)
+            fields[: len(_BOOLS) + len(_COUNTS), column] = [getattr(state, name) for name in _STATE]
+            fields[_AT["total"], column] = mixed.sum()
+            # Of the tokens before the thought; hashed below.
+            fields[_AT["start_key"], column] = mixed[:start].sum()
+            if self._fence is not None:
+                fields[_AT["fence_marks"], column] = np.count_nonzero(self._fence[row[start:]])
+        key = _hash_of(fields[_AT["start_key"]], fields[_AT["thought_start"]])
         fields[_AT["start_key"]] = _hash_of(key, salts)
         return fields
 

@@ -88,8 +88,11 @@ class QuietTerms:
         window: int64 length of the closing window.
         margin: int64 tokens left with which the row is near its end.
         inside: bool, a code fence is open.
+        capped: int64 tokens that the budget alone leaves.
+        room: int64 new tokens before the close has to begin.
         answers: bool, in an answer, where some markers may not follow.
         passes: bool, nothing is done with the row while no marker comes.
+        finished: bool, nor after one.
     """
 
     thoughts: Array
@@ -98,8 +101,11 @@ class QuietTerms:
     window: Array
     margin: Array
     inside: Array
+    capped: Array
+    room: Array
     answers: Array
     passes: Array
+    finished: Array
 
 
 @dataclass(frozen=True)
@@ -140,6 +146,11 @@ class QuietWatch:
         self._sizes = tuple(map(len, delimiters.all_opens))
         markers = (*delimiters.all_opens, *delimiters.all_ends, delimiters.forced_end_ids)
         half = {token for marker in (*self._closes, *self._opens) for token in marker[:-1]}
+        # Of such a marker no other has a token.
+        every = [token for marker in markers if len(marker) > 1 for token in marker]
+        every += [*delimiters.eos_ids, *(token for marker in delimiters.all_opens for token in marker)]
+        self._eos_ids = frozenset(delimiters.eos_ids)
+        self._single = {marker[0] for marker in delimiters.all_ends if len(marker) == 1} - set(every)
         fences = [] if boundaries.spans is None else boundaries.spans.fence.nonzero()[:, 0].tolist()
         lasts = {marker[-1] for marker in markers}
         # The last is what stands for a token that is not known yet.
@@ -169,7 +180,7 @@ class QuietWatch:
             if (
                 count < entry.quiet_until
                 and count == entry.seen + 1
-                and (token := outputs[-1]) not in loud
+                and ((token := outputs[-1]) not in loud or entry.finished)
                 and (count == 1 or outputs[-2] == entry.latest)
             ):
                 if entry.bans is not None:
@@ -182,9 +193,32 @@ class QuietWatch:
                     thinking.append(place)
                     left.append(rest)
                 entry.seen, entry.latest = count, token
+            elif self._answers_now(entry):
+                answers.append(place)
             else:
                 others.append(place)
         return thinking, left, answers, others
+
+    def _answers_now(self, entry: Entry) -> bool:
+        """Whether the row's thought has just been closed by a marker of one token, or its answer is at the point where the
+        bans change."""
+        outputs = entry.outputs
+        count = len(outputs)
+        if not 1 < count <= entry.quiet_until or count != entry.seen + 1 or outputs[-2] != entry.latest:
+            return False
+        token, thought = outputs[-1], entry.bans is None
+        if not thought and token in self._eos_ids:
+            entry.finished, entry.bans = True, ()
+            entry.seen, entry.latest, entry.quiet_until = count, token, ALWAYS
+            return True
+        if token not in self._single if thought else token in self._loud:
+            return False
+        if thought:  # the close is none of its tokens
+            entry.capped = entry.capped_at - count + 1
+        left = max(min(entry.capped, entry.room_until - count), 0)
+        steps, entry.bans = self._answer(left, entry.window)
+        entry.seen, entry.latest, entry.quiet_until = count, token, count + steps
+        return steps > 0
 
     def _at_end(self, token: int, entry: Entry) -> bool:
         """``Boundaries.at_end`` of a row that ends with the ``token``."""
@@ -237,17 +271,20 @@ class QuietWatch:
             told: by the controller.
         """
         columns = (told.thoughts, told.left, told.used, told.window, told.margin, told.inside)
-        others = (told.answers, told.passes, starts)
+        others = (told.capped, told.room, told.answers, told.passes, told.finished, starts)
         rows = zip(entries, *(column.tolist() for column in (*columns, *others)), strict=True)
-        for entry, thinks, left, used, window, margin, inside, answers, passes, start in rows:
+        for entry, *facts in rows:
+            thinks, left, used, window, margin, inside, capped, room, answers, passes, finished, start = facts
             count = len(entry.outputs)
-            entry.seen, entry.latest = count, entry.outputs[-1] if count else -1
+            entry.capped, entry.capped_at, entry.room_until = capped, count + capped, count + room
+            entry.seen, entry.latest, entry.finished = count, entry.outputs[-1] if count else -1, False
             entry.bans, entry.spent_at, entry.window = None, count + left, window
             steps = 0
             if answers:
                 steps, entry.bans = self._answer(left, window)
             elif passes:
                 steps, entry.bans = ALWAYS, ()
+                entry.finished = finished
             elif thinks and (used >= len(self._lead) or self._led(entry, start)):
                 # A fence that is open has to be closed, which takes tokens; the last step is that of the close.
                 steps = max(left - margin, 0) if inside else left + 1

@@ -138,6 +138,7 @@ class EngineController(BudgetController):
         limits: RowTensors,
         left: torch.Tensor,
         window: torch.Tensor,
+        caps: torch.Tensor,
     ) -> bool:
         self.terms = None
         if not self.takes(scores):
@@ -160,8 +161,11 @@ class EngineController(BudgetController):
             array_of(window),
             margin,
             inside=array_of(reading.fence_marks) % 2 == 1,
+            capped=array_of(caps) - array_of(state.used),
+            room=array_of(limits.room) - array_of(state.generated),
             answers=array_of(state.closed) & limited & ~finished,
             passes=finished | ~(array_of(state.thinking) | limited),
+            finished=finished,
         )
         quiet = thoughts & (array_of(left) > margin)
         return np.count_nonzero(quiet) == len(quiet)
