@@ -18,9 +18,9 @@ from budgetctl.errors import BudgetError
 from budgetctl.exit_probe import ExitProbe
 from budgetctl.extension import Extension
 from budgetctl.forecast import LengthForecast
+from budgetctl.kernels.host_reads import array_of
 from budgetctl.leak_guard import guard_answer
 from budgetctl.ledger import CloseLog, PredictionTable
-from budgetctl.kernels.host_reads import array_of
 from budgetctl.limits import RowLimits, RowTensors, repeat_to
 from budgetctl.minimum import Minimum
 from budgetctl.on_device import constant, may_hold
@@ -31,7 +31,7 @@ from budgetctl.prefix_reader import PrefixReader, Reading
 from budgetctl.quiet_step import QuietStep
 from budgetctl.raw_logits import RawLogits
 from budgetctl.score_edits import force_tokens
-from budgetctl.state import ThinkingState, thinking_state
+from budgetctl.state import thinking_state
 from budgetctl.steering import Steering
 
 if TYPE_CHECKING:
@@ -257,22 +257,15 @@ class BudgetController(LogitsProcessor):
         assert self.quiet_step is not None
         result = self.quiet_step(
             scores,
-            None if forecast is None else forecast.outlook_of,
             array_of(left),
             self.quiet_step.warmth(temperature, len(scores)),
+            None if forecast is None else forecast.scores,
             in_place=self.in_place,
         )
         if self.keeps_log:
-            record_close(
-                self.close_log,
-                reading.total ^ limits.salt,
-                scores,
-                result,
-                torch.from_numpy(self.quiet_step.closing).expand(len(scores), -1),
-                torch.zeros_like(reading.state.thinking),
-                temperature,
-                None,
-                greedy=self.greedy,
+            keys, forced = reading.total ^ limits.salt, torch.zeros_like(reading.state.thinking)
+            self.quiet_step.record(
+                self.close_log, keys, scores, result, forced, temperature, greedy=self.greedy
             )
         if self.keeps_latest:
             self.latest = result.clone()

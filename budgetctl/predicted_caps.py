@@ -39,13 +39,6 @@ class ForecastOfStep:
             self._outlook = self._forecast.outlook(self.scores, own_logits=self.own_logits)
         return self._outlook
 
-    def outlook_of(self, rows: list[int] | None) -> Outlook:
-        """Of some ``rows`` alone, None for all."""
-        if rows is None or self._outlook is not None:
-            outlook = self.outlook()
-            return outlook if rows is None else Outlook(outlook.features[rows], outlook.head)
-        return self._forecast.outlook(self.scores[rows], own_logits=self.own_logits)
-
     def natural_length(self) -> torch.Tensor:
         """[B] thinking tokens still to come that suffice for most thoughts."""
         return self._forecast.natural_length(self.outlook())

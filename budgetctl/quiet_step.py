@@ -7,7 +7,7 @@ other steps need not be asked. Only where the host may look at values, which is 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -15,13 +15,15 @@ from typing import Any
 import numpy as np
 import torch
 
+from budgetctl.close_record import record_close
 from budgetctl.delimiters import ThinkingDelimiters
-from budgetctl.forecast import LengthForecast, Outlook
+from budgetctl.forecast import LengthForecast
 from budgetctl.guided_step import CANDIDATES, CERTAIN, MOST_GAIN
 from budgetctl.kernels import gamma_guidance_numpy
 from budgetctl.kernels.candidates import LARGE_VOCABULARY, top_candidates
 from budgetctl.kernels.host_reads import array_of, may_look
 from budgetctl.kernels.row_state import LEAST_TEMPERATURE, MOST_STRENGTH, MOST_TEMPERATURE
+from budgetctl.ledger import CloseLog
 from budgetctl.limits import RowTensors
 from budgetctl.protect import MOST_BYTES, Spans
 from budgetctl.state import ThinkingState
@@ -106,9 +108,9 @@ class QuietStep:
     def __call__(
         self,
         scores: torch.Tensor,
-        outlook: Callable[[list[int] | None], Outlook] | None,
         left: Sequence[int] | Array,
         warmth: Warmth,
+        raw: torch.Tensor | None = None,
         *,
         in_place: bool,
     ) -> torch.Tensor:
@@ -116,23 +118,39 @@ class QuietStep:
 
         Args:
             scores: [B, V] logits.
-            outlook: tells the forecast of some of the rows at this step, of None for all; None where there is none.
             left: [B] thinking tokens left.
             warmth: of the rows.
+            raw: [B, V] the model's own logits, where ``scores`` are others.
             in_place: write into ``scores``.
         """
         result = scores if in_place else scores.clone()
-        if self._forecast is not None and outlook is not None:
-            self._guide(result, outlook, left, warmth)
+        if self._forecast is not None:
+            self._guide(self._forecast, result, left, warmth, scores if raw is None else raw)
         self._fold(result.numpy(), warmth, _LEAST[scores.dtype])
         return result
 
+    def record(
+        self,
+        log: CloseLog,
+        keys: torch.Tensor,
+        before: torch.Tensor,
+        after: torch.Tensor,
+        forced: torch.Tensor,
+        temperature: float | torch.Tensor,
+        *,
+        greedy: bool,
+    ) -> None:
+        """Note how a close would come about, as :func:`~budgetctl.close_record.record_close` has it."""
+        closing = torch.from_numpy(self.closing).expand(len(before), -1)
+        record_close(log, keys, before, after, closing, forced, temperature, None, greedy=greedy)
+
     def _guide(
         self,
+        forecast: LengthForecast,
         scores: torch.Tensor,
-        outlook: Callable[[list[int] | None], Outlook],
         left: Sequence[int] | Array,
         warmth: Warmth,
+        raw: torch.Tensor,
     ) -> None:
         """Guide [B, V] in place, but for rows whose next token is certain."""
         count, vocab = scores.shape
@@ -152,10 +170,13 @@ class QuietStep:
             if found is not None:
                 found = torch.from_numpy(found[0].numpy()[rows]), torch.from_numpy(found[1].numpy()[rows])
         top, ids = found or top_candidates(some, min(CANDIDATES, vocab))
-        forecast = outlook(None if every else rows)
+        own = raw.numpy() if every else raw.numpy()[rows]
+        features = forecast.features.of_few(own)
+        if features is None:
+            features = forecast.outlook(torch.from_numpy(own)).features.numpy()
         gamma_guidance_numpy.guide_every_row(
             some,
-            forecast.features,
+            features,
             forecast.head,
             top,
             ids,

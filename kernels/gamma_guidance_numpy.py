@@ -38,6 +38,8 @@ MOST_LOGITS = 1 << 15
 DTYPES = frozenset({torch.float32, torch.float64})
 #: Below this the incomplete gamma function is too near the smallest numbers for its logarithm to be taken.
 LEAST_PROBABILITY = 1e-280
+#: Numbers of which one slow operation costs less than four fast ones.
+FEW_NUMBERS = 1024
 #: Where log(1 + e^x) is x.
 SOFTPLUS_IS_X = 40.0
 
@@ -104,7 +106,7 @@ def gamma_guidance(
 
 def guide_every_row(
     logits: torch.Tensor,
-    features: torch.Tensor,
+    features: Array,
     head: GuidanceHead,
     candidate_scores: torch.Tensor,
     candidate_ids: torch.Tensor,
@@ -118,7 +120,7 @@ def guide_every_row(
     without packing what differs between rows, in as few operations as there are.
 
     Args:
-        logits: [B, V], as :func:`takes` has it; likewise ``features`` and ``candidate_scores``.
+        logits: [B, V], as :func:`takes` has it; likewise ``candidate_scores``.
         features: [B, width + 2 rank].
         head: of the length predictor.
         candidate_scores: [B, k].
@@ -133,7 +135,7 @@ def guide_every_row(
     spots = _spots(ids, closing_ids)
     added = np.zeros(spots.shape)
     with np.errstate(all="ignore"):
-        fit = _fit(features.numpy(), head, ids, left, None)
+        fit = _fit(features, head, ids, left, None)
         warmth, scale = temperature, temperature * strength
         rest = _push(candidate_scores.numpy(), spots, fit, warmth, scale, added[:, : ids.shape[1]])
     return _written(logits, spots, added, rest, out)
@@ -184,10 +186,13 @@ def _fit(features: Array, head: GuidanceHead, ids: Array, left: Array, lower: Ar
     both[:, :, 0] = by_state
     moved = np.matmul(table.take(ids, axis=0), query.transpose(0, 2, 1))
     np.add(moved.transpose(0, 2, 1), by_state[:, :, None], out=both[:, :, 1:])
-    softplus = np.minimum(both, SOFTPLUS_IS_X)
-    np.exp(softplus, out=softplus)
-    np.log1p(softplus, out=softplus)
-    np.maximum(softplus, both, out=softplus)
+    if both.size <= FEW_NUMBERS:
+        softplus = np.logaddexp(both, 0.0, out=both)
+    else:
+        softplus = np.minimum(both, SOFTPLUS_IS_X)
+        np.exp(softplus, out=softplus)
+        np.log1p(softplus, out=softplus)
+        np.maximum(softplus, both, out=softplus)
     softplus += head.floor
     concentration, rate = softplus[:, 0], softplus[:, 1]
     fit = _log_prob(concentration, rate, left)
@@ -202,7 +207,7 @@ def _log_prob(concentration: Array, rate: Array, left: Array) -> Array:
     bound = np.log(np.maximum(left, 0.0) + 2)
     z = rate * bound[:, None]
     probability = gammainc(concentration, z)
-    if np.count_nonzero(probability > LEAST_PROBABILITY) < probability.size:
+    if not np.minimum.reduce(probability, axis=None) > LEAST_PROBABILITY:
         return log_gamma_cdf(torch.from_numpy(concentration), torch.from_numpy(z), 1.0).numpy()
     found = np.log(probability, out=probability)
     return np.minimum(found, 0.0, out=found)

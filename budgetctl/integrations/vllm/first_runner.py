@@ -14,7 +14,8 @@ from budgetctl.integrations.request_table import to_device
 from budgetctl.integrations.vllm.history import Entry, SlotTokens, current_turn, digest
 from budgetctl.integrations.vllm.host_reader import Array, HostReader
 from budgetctl.integrations.vllm.knobs import RequestLimits
-from budgetctl.integrations.vllm.quiet_rows import QuietAnswers, QuietRows, QuietTerms, QuietWatch
+from budgetctl.integrations.vllm.quiet_rows import QuietWatch
+from budgetctl.integrations.vllm.quiet_terms import QuietAnswers, QuietRows, QuietTerms
 from budgetctl.integrations.vllm.slots import SlotLimits
 from budgetctl.integrations.vllm.step_rows import StepRows
 from budgetctl.integrations.vllm.tally import Facts, Tally
@@ -150,9 +151,7 @@ class HostRows:
             if self._rest is None or self._rest.order != other[0] or self._rest.rows != rows:
                 self._rest = self._arrange(rows, dict(zip(*other, strict=True)))
             rest = self._read(self._rest)
-        return HostStep(
-            rest, self.watch.thoughts(rows, *thought, left), self.watch.answers(*answer)
-        )
+        return HostStep(rest, self.watch.thoughts(rows, *thought, left), self.watch.answers(*answer))
 
     def note(self, terms: QuietTerms) -> None:
         """Keep what the controller has told of the rows of the latest step that were read."""

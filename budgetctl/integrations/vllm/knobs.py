@@ -124,7 +124,11 @@ def limits_of(sampling_params: Any, close_tokens: int, most_new_tokens: int | No
 
 @lru_cache(maxsize=1024, typed=True)
 def _limits(
-    knobs: tuple[tuple[str, Any], ...], length: int | None, close_tokens: int, temperature: float, greedy: bool
+    knobs: tuple[tuple[str, Any], ...],
+    length: int | None,
+    close_tokens: int,
+    temperature: float,
+    greedy: bool,
 ) -> RequestLimits:
     """Most requests ask for what others have asked for."""
     rows = RowLimits.build(**dict(knobs), max_new_tokens=length, close_tokens=close_tokens)

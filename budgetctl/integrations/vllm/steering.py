@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+
 import numpy as np
 import torch
 
-from budgetctl.close_record import record_close
 from budgetctl.closing import Boundaries
 from budgetctl.controller import BudgetController
 from budgetctl.delimiters import ThinkingDelimiters
 from budgetctl.forecast import LengthForecast
 from budgetctl.integrations.vllm.counters import Counters
 from budgetctl.integrations.vllm.memory import SlotPredictions, SlotReader
-from budgetctl.integrations.vllm.quiet_rows import QuietRows, QuietTerms
+from budgetctl.integrations.vllm.quiet_terms import QuietRows, QuietTerms
 from budgetctl.integrations.vllm.slots import SlotLimits, SlotRows
 from budgetctl.integrations.vllm.step_rows import StepRows
 from budgetctl.integrations.vllm.tally import Tally
 from budgetctl.integrations.vllm.thought_ending import ThoughtEnding
 from budgetctl.kernels.host_reads import array_of
 from budgetctl.limits import RowTensors
-from budgetctl.predicted_caps import ForecastOfStep
 from budgetctl.prefix_reader import Reading
 
 
@@ -104,10 +103,7 @@ class EngineController(BudgetController):
     def quietly(self, rows: QuietRows, scores: torch.Tensor) -> torch.Tensor:
         """Steered logits [B, V] of the ``rows`` with logits ``scores`` [B, V]."""
         assert self.quiet_step is not None
-        outlook = None
-        if self.forecast is not None:
-            outlook = ForecastOfStep(self.forecast, scores, own_logits=False).outlook_of
-        steered = self.quiet_step(scores, outlook, rows.left, rows.warmth, in_place=self.in_place)
+        steered = self.quiet_step(scores, rows.left, rows.warmth, in_place=self.in_place)
         if min(rows.left) <= self._ending.most:
             self._ending(steered, rows.left)
         if self.tally is not None:
@@ -115,17 +111,13 @@ class EngineController(BudgetController):
             limits = self._slot_limits.rows(rows.slots, rows.known)
             self.tally.greedy = limits.greedy
             forced = torch.tensor([left == 0 for left in rows.left])
-            closing = torch.from_numpy(self.quiet_step.closing).expand(len(scores), -1)
-            keys = torch.ones_like(rows.slots)
-            record_close(
+            self.quiet_step.record(
                 self.close_log,
-                keys,
+                torch.ones_like(rows.slots),
                 scores,
                 steered,
-                closing,
                 forced,
                 limits.temperatures,
-                None,
                 greedy=self.greedy,
             )
         return steered

@@ -54,9 +54,16 @@ def asks_all(processor: BudgetProcessor) -> BudgetProcessor:
 
 
 @settings(PROFILE, max_examples=25)
-@given(data=st.data(), d=delimiters(), seed=st.integers(0, 10_000), temperature=st.sampled_from([0.0, 0.6, 1.0]))
+@given(
+    data=st.data(), d=delimiters(), seed=st.integers(0, 10_000), temperature=st.sampled_from([0.0, 0.6, 1.0])
+)
 def test_as_when_all_is_asked(
-    data: st.DataObject, d: ThinkingDelimiters, seed: int, temperature: float, forecast: Any, bounds: Boundaries
+    data: st.DataObject,
+    d: ThinkingDelimiters,
+    seed: int,
+    temperature: float,
+    forecast: Any,
+    bounds: Boundaries,
 ) -> None:
     """Any markers, rows that end and are followed by others, tokens that are taken back, two tokens at once."""
     rng, generator = Random(seed), torch.Generator().manual_seed(seed)
@@ -66,7 +73,9 @@ def test_as_when_all_is_asked(
     outputs: list[list[int]] = []
 
     def added(row: int) -> tuple[int, Any, list[int], list[int]]:
-        knobs = rng.choice(KNOBS) if model is not None else rng.choice([k for k in KNOBS if "effort" not in k])
+        knobs = (
+            rng.choice(KNOBS) if model is not None else rng.choice([k for k in KNOBS if "effort" not in k])
+        )
         params = sampling(rng.choice((None, 40)), temperature, **knobs)
         return row, params, rng.choice(texts), outputs[row]
 
@@ -95,7 +104,9 @@ def test_as_when_all_is_asked(
             elif chance < 0.05:
                 outputs[row] += [A, B]
             elif chance < 0.9:
-                words = [token for token in (A, B, LINE, LINE, 3, FENCE, HALF) if expected[row, token] > -torch.inf]
+                words = [
+                    token for token in (A, B, LINE, LINE, 3, FENCE, HALF) if expected[row, token] > -torch.inf
+                ]
                 outputs[row].append(rng.choice(words or [int(expected[row].argmax())]))
             elif chance < 0.98:
                 outputs[row].append(int(torch.multinomial(expected[row].softmax(0), 1, generator=generator)))
