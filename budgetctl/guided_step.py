@@ -11,7 +11,13 @@ import torch
 from budgetctl.kernels.candidates import top_candidates
 from budgetctl.kernels.host_reads import array_of, may_look
 from budgetctl.kernels.reference import HOPELESS_FIT
-from budgetctl.kernels.row_state import Action, pack_rows
+from budgetctl.kernels.row_state import (
+    LEAST_TEMPERATURE,
+    MOST_STRENGTH,
+    MOST_TEMPERATURE,
+    Action,
+    pack_rows,
+)
 
 if TYPE_CHECKING:
     from budgetctl.forecast import LengthForecast, Outlook
@@ -72,7 +78,9 @@ def certain(top: np.ndarray[Any, Any], temperature: Any, strength: float) -> np.
         temperature: of the sampling that follows, a number or [B, 1].
         strength: of guidance.
     """
-    least = np.maximum.reduce(top, axis=1, keepdims=True) - (CERTAIN + MOST_GAIN * strength) * temperature
+    warmth = np.clip(temperature, LEAST_TEMPERATURE, MOST_TEMPERATURE, dtype=np.float64)
+    apart = (CERTAIN + MOST_GAIN * min(strength, MOST_STRENGTH)) * warmth
+    least = np.maximum.reduce(top, axis=1, keepdims=True).astype(np.float64) - apart
     found: np.ndarray[Any, Any] = np.add.reduce(top >= least, axis=1, dtype=np.intp) == 1
     return found
 
