@@ -27,7 +27,8 @@ def both(
 
 
 @pytest.mark.parametrize(
-    "name", ["opened by the template", "spelled, template", "closed by a phrase", "implicit"]
+    ("name", "rows"),
+    [("opened by the template", 3), ("spelled, template", 12), ("closed by a phrase", 3), ("implicit", 12)],
 )
 @pytest.mark.parametrize(
     "knobs",
@@ -38,7 +39,6 @@ def both(
         {"thinking_target": 40, "target_tolerance": 20, "greedy": True, "temperature": 0.125},
     ],
 )
-@pytest.mark.parametrize("rows", [3, 12])
 def test_as_when_all_is_asked(
     name: str,
     knobs: dict[str, Any],
