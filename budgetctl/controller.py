@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from transformers import LogitsProcessor
 
@@ -17,6 +18,7 @@ from budgetctl.errors import BudgetError
 from budgetctl.exit_probe import ExitProbe
 from budgetctl.extension import Extension
 from budgetctl.forecast import LengthForecast
+from budgetctl.kernels.host_reads import array_of
 from budgetctl.leak_guard import guard_answer
 from budgetctl.ledger import CloseLog, PredictionTable
 from budgetctl.limits import RowLimits, RowTensors, repeat_to
@@ -26,6 +28,7 @@ from budgetctl.phrases import check_phrase
 from budgetctl.predicted_caps import ForecastOfStep, caps_at_step, predicted_length, share_of
 from budgetctl.prefix_hash import hash_of, prefix_totals
 from budgetctl.prefix_reader import PrefixReader, Reading
+from budgetctl.quiet_step import QuietStep
 from budgetctl.raw_logits import RawLogits
 from budgetctl.score_edits import force_tokens
 from budgetctl.state import thinking_state
@@ -141,6 +144,9 @@ class BudgetController(LogitsProcessor):
             for value in as_list(temperature):
                 check_temperature(value)
         self._reader = PrefixReader(delimiters)
+        compiled = self.steering.compiled is not None or (self.strength > 0 and guided_steps != "every")
+        #: What is done at steps with nothing but guidance to do; None where there is always more.
+        self.quiet_step = None if compiled else QuietStep(delimiters, forecast, self.strength)
         self._temperatures: dict[tuple[int, torch.device], torch.Tensor] = {}
         self.predictions = PredictionTable()
         self.close_log = CloseLog()
@@ -200,6 +206,8 @@ class BudgetController(LogitsProcessor):
         if self.notes is not None:
             limited = limited | self.notes.on(rows, device).noted
 
+        if self._is_quiet(input_ids, scores, reading, limits, left, window, caps):
+            return self._quietly(scores, reading, forecast, limits, left, temperature)
         result = scores
         if may_hold(state.thinking & limited) or (self.limits.has_minimum and may_hold(state.thinking)):
             result = self._think(
@@ -211,6 +219,53 @@ class BudgetController(LogitsProcessor):
             own = self.in_place or result is not scores
             result = guard_answer(
                 result, input_ids, state, self.delimiters, answering, left, window, room, in_place=own
+            )
+        if self.keeps_latest:
+            self.latest = result.clone()
+        return result
+
+    def _is_quiet(
+        self,
+        input_ids: torch.Tensor,
+        scores: torch.Tensor,
+        reading: Reading,
+        limits: RowTensors,
+        left: torch.Tensor,
+        window: torch.Tensor,
+        caps: torch.Tensor,
+    ) -> bool:
+        """Whether all rows are known to be in the middle of their thoughts."""
+        more = (self.extension, self.early_exit, self.steps, self.notes, self.kv)
+        if self.quiet_step is None or self.boundaries is None or any(part is not None for part in more):
+            return False
+        if not self.quiet_step.takes(scores):
+            return False
+        rows = self.quiet_step.rows(input_ids, reading.state, limits)
+        rows &= array_of(left) > self.quiet_step.margin(window, self.boundaries.spans)
+        return np.count_nonzero(rows) == len(rows)
+
+    def _quietly(
+        self,
+        scores: torch.Tensor,
+        reading: Reading,
+        forecast: ForecastOfStep | None,
+        limits: RowTensors,
+        left: torch.Tensor,
+        temperature: float | torch.Tensor,
+    ) -> torch.Tensor:
+        """Scores [B, V] of rows that are all in the middle of their thoughts."""
+        assert self.quiet_step is not None
+        result = self.quiet_step(
+            scores,
+            array_of(left),
+            self.quiet_step.warmth(temperature, len(scores)),
+            None if forecast is None else forecast.scores,
+            in_place=self.in_place,
+        )
+        if self.keeps_log:
+            keys, forced = reading.total ^ limits.salt, torch.zeros_like(reading.state.thinking)
+            self.quiet_step.record(
+                self.close_log, keys, scores, result, forced, temperature, greedy=self.greedy
             )
         if self.keeps_latest:
             self.latest = result.clone()

@@ -2,18 +2,35 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import math
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from budgetctl.kernels.candidates import top_candidates
-from budgetctl.kernels.row_state import pack_rows
+from budgetctl.kernels.host_reads import array_of, may_look
+from budgetctl.kernels.reference import HOPELESS_FIT
+from budgetctl.kernels.row_state import (
+    LEAST_TEMPERATURE,
+    MOST_STRENGTH,
+    MOST_TEMPERATURE,
+    Action,
+    pack_rows,
+)
 
 if TYPE_CHECKING:
     from budgetctl.forecast import LengthForecast, Outlook
 
 #: Candidates for which the predictor's token term is evaluated; the others take the state's value.
 CANDIDATES = 64
+#: What the host has as arrays.
+DTYPES = frozenset({torch.float32, torch.float64})
+#: A next token is certain when all others together have e^-40 of its probability for each token of the vocabulary, and would
+#: however much guidance raised them. The host leaves such a row alone: it saves the work, and no draw can tell.
+CERTAIN = 40.0
+#: Most that guidance raises one token over another, times its strength and the temperature.
+MOST_GAIN = -math.log(HOPELESS_FIT)
 
 
 def guided_step(
@@ -42,9 +59,30 @@ def guided_step(
         outlook: the forecast at this step.
         out: where the guided scores go, ``scores`` itself to work in place; None for a new tensor.
     """
-    rows = pack_rows(action, left, closing_ids, strength=strength, temperature=temperature, lower=lower)
     top, candidates = top_candidates(scores, min(CANDIDATES, scores.shape[1]))
+    if may_look(scores.device) and top.dtype in DTYPES:
+        warmth = temperature if isinstance(temperature, int | float) else array_of(temperature)[:, None]
+        spared = certain(array_of(top), warmth, strength)
+        if np.count_nonzero(spared):
+            guided = array_of(action) == int(Action.GUIDE)
+            action = torch.from_numpy(np.where(spared & guided, int(Action.EVALUATE), array_of(action)))
+    rows = pack_rows(action, left, closing_ids, strength=strength, temperature=temperature, lower=lower)
     return forecast.guide(scores, outlook, top, candidates, rows, interval=lower is not None, out=out)
+
+
+def certain(top: np.ndarray[Any, Any], temperature: Any, strength: float) -> np.ndarray[Any, Any]:
+    """[B] bool, rows whose next token is certain whatever guidance does.
+
+    Args:
+        top: [B, k] the highest logits of each row, in any order.
+        temperature: of the sampling that follows, a number or [B, 1].
+        strength: of guidance.
+    """
+    warmth = np.clip(temperature, LEAST_TEMPERATURE, MOST_TEMPERATURE, dtype=np.float64)
+    apart = (CERTAIN + MOST_GAIN * min(strength, MOST_STRENGTH)) * warmth
+    least = np.maximum.reduce(top, axis=1, keepdims=True).astype(np.float64) - apart
+    found: np.ndarray[Any, Any] = np.add.reduce(top >= least, axis=1, dtype=np.intp) == 1
+    return found
 
 
 def guided_step_of_logits(

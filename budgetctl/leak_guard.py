@@ -43,7 +43,7 @@ def guard_answer(
     answering, waiting = state.closed & rows, ~state.started & rows
     edits: list[tuple[torch.Tensor, torch.Tensor]] = []
     if not delimiters.resumes_turn:  # there, every message of an answer ends as a thought does
-        endings = _beginnings(delimiters.end_variants, delimiters.close_refusal)
+        endings = beginnings(delimiters.end_variants, delimiters.close_refusal)
         closing_ids, completes = next_marker_ids(input_ids, state.answer_tokens, endings)
         edits.append((closing_ids, completes & answering[:, None]))
     openings = delimiters.all_opens
@@ -51,13 +51,13 @@ def guard_answer(
         # The marker of a second thought counts as thinking, and at least one token must follow it.
         marker = constant(tuple(map(len, openings)), scores.device)
         full = (left[:, None] <= marker) | (left <= window)[:, None]
-        beginnings = _beginnings(openings, delimiters.open_refusal)
+        begun = beginnings(openings, delimiters.open_refusal)
         # What follows the refused token is written before the thought is open.
-        rest = marker - constant(tuple(map(len, beginnings)), scores.device)
+        rest = marker - constant(tuple(map(len, begun)), scores.device)
         late = room[:, None] <= rest
         banned = (answering[:, None] & full) | (waiting[:, None] & late)
         within = torch.where(state.started, state.answer_tokens, input_ids.shape[1])
-        opening_ids, completes = next_marker_ids(input_ids, within, beginnings)
+        opening_ids, completes = next_marker_ids(input_ids, within, begun)
         edits.append((opening_ids, banned & completes))
     edits = [(ids, rows) for ids, rows in edits if may_hold(rows)]
     if not edits:
@@ -89,7 +89,7 @@ def _ended(banned: torch.Tensor, scores: torch.Tensor, eos_ids: Tokens) -> torch
     return torch.where(dead_rows(scores)[:, None], scores, ended)
 
 
-def _beginnings(markers: tuple[Tokens, ...], refusal: int) -> tuple[Tokens, ...]:
+def beginnings(markers: tuple[Tokens, ...], refusal: int) -> tuple[Tokens, ...]:
     """The markers up to the token that is refused: after it, a model could only go on with the marker."""
     if refusal < 0:
         return markers

@@ -16,6 +16,8 @@ from budgetctl.score_edits import dead_rows, force_tokens, unless_dead
 from budgetctl.spelling import encode
 
 FENCE = "```"
+#: Bytes of the longest character.
+MOST_BYTES = 4
 
 
 @dataclass(frozen=True)
@@ -79,8 +81,7 @@ class Spans:
             left: [B] int64 thinking tokens left.
             in_place: the ``scores`` may be written to.
         """
-        # No character has more than four bytes.
-        near = rows & (left <= len(self.fence_end) + 4)
+        near = rows & (left <= len(self.fence_end) + MOST_BYTES)
         if not may_hold(near):
             return scores
         if may_look(scores.device):

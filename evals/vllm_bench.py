@@ -65,6 +65,7 @@ def throughput(
     tokens: int,
     repeats: int,
     clock: str,
+    temperature: float = 0.0,
 ) -> dict[str, list[Turn]]:
     """Turns of each arm by one of :data:`CLOCKS`; one turn before is not counted."""
     from vllm import SamplingParams
@@ -76,7 +77,7 @@ def throughput(
     for turn in range(repeats + 1):
         for name, (processor, asked) in ARMS.items():
             params = SamplingParams(
-                max_tokens=tokens, temperature=0.0, ignore_eos=True, detokenize=False, **asked
+                max_tokens=tokens, temperature=temperature, ignore_eos=True, detokenize=False, **asked
             )
             begun, spent = now(), watch.spent
             found = write_all(engines[processor], chosen, [params] * batch)
@@ -88,7 +89,8 @@ def throughput(
 
 def throughput_table(measured: dict[int, dict[str, list[Turn]]]) -> str:
     """Markdown: tokens per second of vLLM alone; of each arm the median ratio to it in the same turn, the lowest and
-    highest, and in brackets what is left of the time without what is spent in the processor."""
+    highest, and in brackets what is left of the time without what is spent in the processor, and the microseconds that this
+    is for each token of a row, the work of all rows together."""
     others = [name for name in ARMS if name != "vLLM alone"]
     lines = [
         "| batch | vLLM alone, tokens/s | " + " | ".join(others) + " |",
@@ -101,7 +103,9 @@ def throughput_table(measured: dict[int, dict[str, list[Turn]]]) -> str:
             ratio = np.array([turn.rate for turn in turns[name]]) / alone
             cell = f"{np.median(ratio):.3f} ({ratio.min():.3f} to {ratio.max():.3f})"
             if ARMS[name][0]:
-                cell += f" [{1 - np.median([turn.inside for turn in turns[name]]):.3f}]"
+                # A token of each row is a step.
+                spent = np.median([turn.inside / turn.rate for turn in turns[name]]) * batch * 1e6
+                cell += f" [{1 - np.median([turn.inside for turn in turns[name]]):.3f}, {spent:.0f} us]"
             cells.append(cell)
         lines.append(f"| {batch} | {np.median(alone):.0f} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
@@ -210,6 +214,7 @@ def main(
     batches: Annotated[str, typer.Option(help="batch sizes")] = "1,16,64",
     tokens: Annotated[int, typer.Option(help="new tokens a row")] = 64,
     repeats: Annotated[int, typer.Option(help="turns of each arm")] = 5,
+    temperature: Annotated[float, typer.Option(help="of the throughput's rows")] = 0.0,
     clock: Annotated[str, typer.Option(help="wall, or cpu for the processor time of this process")] = "wall",
     count: Annotated[int, typer.Option("--n", help="questions; 0 leaves quality out")] = 256,
     budgets: Annotated[
@@ -232,12 +237,13 @@ def main(
     loads = [os.getloadavg()[0]]
     prompts = prompts_for(model)
     measured = {
-        int(batch): throughput(engines, prompts, int(batch), tokens, repeats, clock)
+        int(batch): throughput(engines, prompts, int(batch), tokens, repeats, clock, temperature)
         for batch in batches.split(",")
     }
     loads.append(os.getloadavg()[0])
     text = (
         f"{chosen if model else 'embedded reasoner'}, float32, {torch.get_num_threads()} threads, {tokens} tokens a row, "
+        f"temperature {temperature:g}, "
         f"{repeats} turns, {clock} clock; load of the machine {loads[0]:.1f} before and {loads[1]:.1f} after\n\n"
     )
     text += throughput_table(measured) + "\n"

@@ -87,6 +87,16 @@ class LogitsHiddenState:
             scores = scores[:, : self._count]
         return scores if scores.dtype == self.dtype else scores.to(self.dtype)
 
+    @property
+    def everything(self) -> bool:
+        """Whether all logits are anchors, in order."""
+        return self._everything
+
+    @property
+    def plain(self) -> bool:
+        """Whether logits are W h as they are, without cap, scale and bias."""
+        return self.softcap is None and self.scale == 1 and self._bias is None
+
     def linear(self, logits: torch.Tensor) -> torch.Tensor:
         """W h [B, K] of anchor logits [B, K] without a ban: cap, scale and bias undone."""
         if self.softcap is not None:

@@ -23,7 +23,7 @@ def test_a_ratio_is_taken_in_each_turn() -> None:
     row = text.splitlines()[-1].split("|")
     assert [cell.strip() for cell in row[1:3]] == ["16", "50"]
     effort = row[2 + list(ARMS).index("effort")]
-    assert effort.strip() == "0.950 (0.900 to 0.980) [0.800]"
+    assert effort.strip() == "0.950 (0.900 to 0.980) [0.800, 130612 us]"
     assert "[" not in row[2 + list(ARMS).index("thinking_token_budget")]
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from budgetctl.kernels import gamma_guidance as module
 from budgetctl.kernels import gamma_guidance_numpy, reference
 from budgetctl.kernels.gamma_guidance import Action, GuidanceHead, gamma_guidance, pack_rows
-from budgetctl.kernels.row_state import LEFT
+from budgetctl.kernels.row_state import CLOSING, LEFT, LOWER, STRENGTH, TEMPERATURE
 
 WIDTH, RANK = 12, 4
 
@@ -187,3 +187,27 @@ def test_a_gradient_goes_through_the_reference() -> None:
     found, _ = gamma_guidance(**case)
     found[found.isfinite()].sum().backward()
     assert case["logits"].grad is not None
+
+
+@pytest.mark.parametrize("batch", [1, 7])
+@pytest.mark.parametrize("in_place", [False, True])
+@pytest.mark.parametrize("vocab", [50, gamma_guidance_numpy.MOST_LOGITS])
+def test_rows_that_are_all_guided_need_no_packing(batch: int, in_place: bool, vocab: int) -> None:
+    case = make(6, batch, vocab, 20, 2, banned=3)
+    rows = case["rows"]
+    rows[:, [0, LOWER, STRENGTH]] = torch.tensor([Action.GUIDE, -1.0, 1.7], dtype=torch.float64)
+    expected, _ = gamma_guidance_numpy.gamma_guidance(**case)
+    found = gamma_guidance_numpy.guide_every_row(
+        case["logits"],
+        case["features"].numpy(),
+        case["head"],
+        case["candidate_scores"],
+        case["candidate_ids"],
+        rows[:, CLOSING:].numpy().astype(int),
+        rows[:, LEFT].numpy(),
+        rows[:, TEMPERATURE, None].numpy(),
+        1.7,
+        case["logits"] if in_place else None,
+    )
+    assert torch.equal(found, expected)
+    assert (found is case["logits"]) == in_place

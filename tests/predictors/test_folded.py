@@ -126,3 +126,28 @@ def test_the_head_is_the_predictor_after_its_first_layer(weight, predictor):
             torch.testing.assert_close(found, torch.cat([alone[:, None], given], 1), rtol=1e-12, atol=0)
         for found, alone in zip(head.state_parameters(made), state, strict=True):
             torch.testing.assert_close(found, alone, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("anchors", [None, torch.arange(0, VOCAB, 3)])
+@pytest.mark.parametrize("rows", [1, 40])
+def test_few_rows_in_few_operations(weight, predictor, anchors, rows):
+    """Also of logits that share a large part, and of more columns than tokens; not where a token is banned."""
+    _, logits = logits_of(weight, rows)
+    made = features(predictor, LogitsHiddenState(weight, anchors=anchors, dtype=torch.float64))
+    wide = torch.cat([logits + 50, torch.zeros(rows, 3)], 1)
+    for scores in (logits, wide):
+        found = made.of_few(scores.numpy())
+        torch.testing.assert_close(torch.from_numpy(found), made(logits), rtol=1e-9, atol=1e-9)
+    logits[-1, 0] = -torch.inf
+    assert made.of_few(logits.numpy()) is None
+
+
+def test_few_rows_of_other_logits_take_the_long_way(weight, predictor):
+    _, logits = logits_of(weight)
+    for source in (
+        LogitsHiddenState(weight, softcap=30.0, dtype=torch.float64),
+        LogitsHiddenState(weight, scale=0.5, dtype=torch.float64),
+        LogitsHiddenState(weight, bias=torch.ones(VOCAB), dtype=torch.float64),
+        LogitsHiddenState(weight),
+    ):
+        assert features(predictor, source).of_few(logits.numpy()) is None

@@ -53,6 +53,8 @@ class BudgetForcing(BudgetProcessor):
         self._controller = ForcedClose(
             served.delimiters, None, served.boundaries, self._limits, slots, self._device
         )
+        # All rows are read at every step.
+        self._rows.watch = None
 
     @classmethod
     def validate_params(cls, sampling_params: Any) -> None:

@@ -13,6 +13,8 @@ from budgetctl.delimiters import ThinkingDelimiters
 from budgetctl.integrations.vllm.history import Entry, SlotTokens, current_turn, digest
 from budgetctl.integrations.vllm.host_reader import Array, HostReader
 from budgetctl.integrations.vllm.knobs import RequestLimits
+from budgetctl.integrations.vllm.quiet_rows import QuietWatch
+from budgetctl.integrations.vllm.quiet_terms import QuietAnswers, QuietRows, QuietTerms
 from budgetctl.integrations.vllm.slots import SlotLimits
 from budgetctl.integrations.vllm.step_rows import StepRows
 from budgetctl.integrations.vllm.tally import Facts, Tally
@@ -22,12 +24,13 @@ from budgetctl.protect import Spans
 
 @dataclass(frozen=True)
 class _Places:
-    """The batch as it stays until the next update, for ``rows`` rows of logits.
+    """Requests of the batch as they stay until the next update, for ``rows`` rows of logits.
 
     Args:
         rows: of the logits.
-        entries: the requests with a limit, in the order of their rows.
-        index: which rows they are, on the device; None for all of them in order.
+        order: which of them have the requests.
+        entries: the requests, in the order of their rows.
+        index: ``order`` on the device; None for all of them in order.
         slots: [B] int64, of the entries.
         on_device: ``slots`` on the device.
         known: the same as a list.
@@ -36,6 +39,7 @@ class _Places:
     """
 
     rows: int
+    order: list[int]
     entries: list[Entry]
     index: torch.Tensor | None
     slots: Array
@@ -43,6 +47,15 @@ class _Places:
     known: list[int]
     prompts: Array
     salts: Array
+
+
+@dataclass(frozen=True)
+class HostStep:
+    """One step: rows of which all has to be asked, rows in the middle of their thoughts, and bans of answers."""
+
+    rest: StepRows | None = None
+    thoughts: QuietRows | None = None
+    answers: QuietAnswers | None = None
 
 
 class HostRows:
@@ -78,6 +91,10 @@ class HostRows:
         self._reader = HostReader(delimiters, None if spans is None else spans.to(cpu))
         self._tokens = SlotTokens(self._reader.tail)
         self._places: _Places | None = None
+        self._rest: _Places | None = None
+        self._latest: tuple[_Places, Array] | None = None
+        #: Tells rows that need not be read; None where all are read at every step.
+        self.watch: QuietWatch | None = None
 
     @property
     def slots(self) -> int:
@@ -89,7 +106,9 @@ class HostRows:
         one, whose request has finished without a word."""
         if batch_update is None:
             return
-        self._places = None
+        self._places = self._rest = None
+        if self.watch is not None:
+            self.watch.forget()
         for row in batch_update.removed:
             self._drop(row)
         for row, sampling_params, prompt, outputs in batch_update.added:
@@ -104,17 +123,48 @@ class HostRows:
             elif other is not None:
                 self._leave(other)
 
-    def step(self, rows: int) -> StepRows | None:
-        """The rows with a limit among the ``rows`` of the logits; None when there is none.
+    def step(self, rows: int, *, quietly: bool = False) -> HostStep | None:
+        """The rows with a limit among the ``rows`` of the logits, None when there is none; ``quietly`` where quiet rows may
+        be told apart.
 
         Raises:
             RuntimeError: when the engine keeps sampled tokens to itself.
         """
         if self._places is None or self._places.rows != rows:
-            self._places = self._arrange(rows)
+            self._places = self._arrange(rows, self._entries)
         at = self._places
         if not at.entries:
             return None
+        if not quietly or self.watch is None:
+            return HostStep(self._read(at))
+        thinking, left, answering, others = self.watch.split(at.entries)
+        if len(thinking) == len(at.entries):
+            return HostStep(None, self.watch.thoughts(rows, at.order, at.entries, left))
+        thought, answer, other = (
+            ([at.order[place] for place in places], [at.entries[place] for place in places])
+            for places in (thinking, answering, others)
+        )
+        rest = None
+        if len(others) == len(at.entries):
+            rest = self._read(at)
+        elif others:
+            if self._rest is None or self._rest.order != other[0] or self._rest.rows != rows:
+                self._rest = self._arrange(rows, dict(zip(*other, strict=True)))
+            rest = self._read(self._rest)
+        return HostStep(rest, self.watch.thoughts(rows, *thought, left), self.watch.answers(*answer))
+
+    def note(self, terms: QuietTerms) -> None:
+        """Keep what the controller has told of the rows of the latest step that were read."""
+        if self.watch is not None and self._latest is not None:
+            at, starts = self._latest
+            self.watch.note(at.entries, starts, terms)
+
+    def read(self, rows: int, requests: dict[int, Entry]) -> StepRows:
+        """Some ``requests``, by their rows of the ``rows`` of the logits."""
+        return self._read(self._arrange(rows, requests))
+
+    def _read(self, at: _Places) -> StepRows:
+        """Rows with the reading of all their tokens."""
         lengths = np.array([len(entry.outputs) for entry in at.entries])
         lengths += at.prompts
         self._tokens.widen(int(lengths.max()))
@@ -124,6 +174,7 @@ class HostRows:
             self._tokens.table, self._tokens.padding, at.slots, lengths, at.prompts, at.salts
         )
         tails = self._tokens.table[at.slots[:, None], lengths[:, None] + np.arange(self._tokens.padding)]
+        self._latest = at, self._reader.starts(fields)
         return StepRows(
             at.index,
             to_device(torch.from_numpy(tails), self._device),
@@ -163,13 +214,14 @@ class HostRows:
                     "processor to be given by --logits-processors, and not by an entry point; start vLLM so"
                 )
 
-    def _arrange(self, rows: int) -> _Places:
-        order = sorted(row for row, entry in self._entries.items() if entry.slot is not None)
-        entries = [self._entries[row] for row in order]
+    def _arrange(self, rows: int, requests: dict[int, Entry]) -> _Places:
+        order = sorted(row for row, entry in requests.items() if entry.slot is not None)
+        entries = [requests[row] for row in order]
         known = [entry.slot for entry in entries if entry.slot is not None]
         slots = np.array(known, dtype=np.int64)
         return _Places(
             rows,
+            order,
             entries,
             None if len(order) == rows else to_device(torch.tensor(order), self._device),
             slots,

@@ -35,7 +35,7 @@ def digest(tokens: Sequence[int]) -> int:
     return int.from_bytes(found, "little", signed=True)
 
 
-@dataclass
+@dataclass(eq=False)
 class Entry:
     """A request in the batch.
 
@@ -53,6 +53,20 @@ class Entry:
     #: New tokens that are written already, and the last of them.
     written: int = field(default=0, init=False)
     last: int = field(default=_UNKNOWN, init=False)
+    #: Of ``QuietWatch``: new tokens at the latest step and the last of them; the number of new tokens from which on the row
+    #: has to be read again; those with which its thought is spent, its budget is, and the room before the answer's reserve
+    #: is; its closing window; what the budget alone leaves in the answer, and what that may not have.
+    seen: int = field(default=0, init=False)
+    latest: int = field(default=_UNKNOWN, init=False)
+    quiet_until: int = field(default=0, init=False)
+    spent_at: int = field(default=0, init=False)
+    capped: int = field(default=0, init=False)
+    capped_at: int = field(default=0, init=False)
+    room_until: int = field(default=0, init=False)
+    window: int = field(default=0, init=False)
+    bans: tuple[int, ...] | None = field(default=None, init=False)
+    #: Whether the end of sequence was written.
+    finished: bool = field(default=False, init=False)
 
     @property
     def changed(self) -> bool:

@@ -1,7 +1,7 @@
-"""Readings of an engine's requests on the host, carried on token by token in one pass of NumPy over all rows.
+"""Readings of an engine's requests on the host, carried on by their new tokens in one pass of NumPy over all rows.
 
 What is kept of a slot is a function of its tokens, for the length that it was made for. It is gone on with where the
-request has one more token, none of the others has changed, and the new one is plain (begins nothing and ends nothing);
+request has more tokens, none of the others has changed, and the new ones are plain (begin nothing and end nothing);
 other rows are read anew, and those alone.
 """
 
@@ -13,11 +13,11 @@ import numpy as np
 import torch
 
 from budgetctl.delimiters import ThinkingDelimiters, Tokens
-from budgetctl.integrations.vllm.memory import hash_rows
 from budgetctl.on_device import to_device
 from budgetctl.prefix_hash import mix
-from budgetctl.prefix_reader import Reading, read_rows
+from budgetctl.prefix_reader import Reading
 from budgetctl.protect import Spans
+from budgetctl.row_reader import RowReader
 from budgetctl.state import ThinkingState, marker_progress
 
 Array = np.ndarray[Any, Any]
@@ -25,7 +25,8 @@ Array = np.ndarray[Any, Any]
 #: Rows of the table: first the fields that are bool.
 _BOOLS = ("thinking", "started", "at_start", "closed", "finished")
 _COUNTS = ("used", "close_progress", "open_progress", "thought_start", "generated", "answer_tokens")
-_FIELDS = (*_BOOLS, *_COUNTS, "total", "start_key", "fence_marks")
+_STATE = (*_BOOLS, *_COUNTS)
+_FIELDS = (*_STATE, "total", "start_key", "fence_marks")
 _AT = {name: at for at, name in enumerate(_FIELDS)}
 _UNREAD = -2
 
@@ -42,6 +43,7 @@ class HostReader:
         self._delimiters, self._spans = delimiters, spans
         markers = (*delimiters.all_opens, *delimiters.all_ends, delimiters.forced_end_ids)
         self._lasts = sorted({marker[-1] for marker in markers[:-1]} | set(delimiters.eos_ids))
+        self._rows = RowReader(delimiters)
         self._tail = max(map(len, markers))
         self._fence = None if spans is None else spans.fence.numpy()
         self._near = max(len(delimiters.lead_ids), self._tail)
@@ -76,16 +78,19 @@ class HostReader:
             salts: [B] int64, of the tokens before those that are kept of each row.
         """
         fields, kept = self._table[:, slots], self._lengths[slots]
-        grown = kept == lengths - 1
-        last = tokens[slots, lengths + (begins - 1)]
-        plain = grown & self._plain(fields, lengths, last)
+        gaps = np.where(kept == _UNREAD, 0, np.maximum(lengths - kept, 0))
+        most = int(gaps.max())
+        plain = gaps > 0
+        if most:
+            # The latest tokens of each row; those before its gap are none of the new ones.
+            at = lengths[:, None] + (begins - max(most, self._tail)) + np.arange(max(most, self._tail))
+            latest = tokens[slots[:, None], at]
+            new = latest[:, -most:]
+            fresh = np.arange(most, 0, -1) <= gaps[:, None]
+            plain &= self._plain(fields, kept + 1, new, fresh)
         anew = ~(plain | (kept == lengths))
         if np.count_nonzero(plain):
-            tails = None
-            if self._tail > 1:
-                at = lengths[:, None] + (begins - self._tail) + np.arange(self._tail)
-                tails = tokens[slots[:, None], at]
-            after = self._next(fields, lengths, last, salts, tails)
+            after = self._next(fields, lengths, gaps, new, fresh, latest[:, -self._tail :], salts)
             fields = after if plain.all() else np.where(plain, after, fields)
         if np.count_nonzero(anew):
             at = anew.nonzero()[0]
@@ -93,6 +98,10 @@ class HostReader:
         self._table[:, slots] = fields
         self._lengths[slots] = lengths
         return fields
+
+    def starts(self, fields: Array) -> Array:
+        """[B] int64, where each thought starts, from the row's first token on, of ``fields`` [F, B]."""
+        return fields[_AT["thought_start"]]
 
     def reading(self, fields: Array, device: torch.device) -> Reading:
         """``fields`` [F, B] as tensors on the ``device``."""
@@ -117,28 +126,46 @@ class HostReader:
         )
         return Reading(state, total, start_key, fence_marks)
 
-    def _plain(self, fields: Array, lengths: Array, last: Array) -> Array:
-        """[B] bool: the last token changes nothing but counts."""
+    def _plain(self, fields: Array, lengths: Array, new: Array, fresh: Array) -> Array:
+        """[B] bool: the new tokens change nothing but counts.
+
+        Args:
+            fields: [F, B] of the rows without them.
+            lengths: [B] int64, tokens of each row with the first of them.
+            new: [B, m] int64, the last tokens of each row.
+            fresh: [B, m] bool, which of them are new.
+        """
         begun = fields[_AT["started"]] != 0
         # Near the start a marker may reach back before the turn, and a lead after the first marker be completed.
         length = np.where(begun, lengths - fields[_AT["thought_start"]], fields[_AT["generated"]] + 1)
         plain = length > self._near
         for token in self._lasts:
-            plain &= last != token
+            plain &= ~((new == token) & fresh).any(1)
         return plain | (fields[_AT["finished"]] != 0)
 
-    def _next(self, before: Array, lengths: Array, last: Array, salts: Array, tails: Array | None) -> Array:
-        """The fields one plain token later."""
+    def _next(
+        self,
+        before: Array,
+        lengths: Array,
+        gaps: Array,
+        new: Array,
+        fresh: Array,
+        tails: Array,
+        salts: Array,
+    ) -> Array:
+        """The fields after ``gaps`` [B] plain tokens, which are the ``fresh`` ones of ``new`` [B, m]; ``tails`` [B, t] are
+        the last tokens of the rows."""
         fields = before.copy()
         thinking, started, finished = (before[_AT[name]] != 0 for name in ("thinking", "started", "finished"))
-        fields[_AT["used"]] += before[_AT["thinking"]]
+        fields[_AT["used"]] += before[_AT["thinking"]] * gaps
         fields[_AT["at_start"]] = 0
-        fields[_AT["generated"]] += 1
-        fields[_AT["answer_tokens"]] += before[_AT["closed"]] & ~before[_AT["finished"]]
-        fields[_AT["total"]] += mix(mix(lengths) ^ last)
+        fields[_AT["generated"]] += gaps
+        fields[_AT["answer_tokens"]] += (before[_AT["closed"]] & ~before[_AT["finished"]]) * gaps
+        places = lengths[:, None] - np.arange(new.shape[1] - 1, -1, -1)
+        fields[_AT["total"]] += (mix(mix(places) ^ new) * fresh).sum(1)
         if self._fence is not None:
-            fields[_AT["fence_marks"]] += self._fence[last] & started
-        if tails is not None:
+            fields[_AT["fence_marks"]] += (self._fence[new] & fresh & started[:, None]).sum(1)
+        if self._tail > 1:
             fields[_AT["close_progress"]] = _progress(tails, self._delimiters.forced_end_ids, thinking)
             fields[_AT["open_progress"]] = _progress(tails, self._delimiters.open_ids, ~thinking & ~finished)
         if np.count_nonzero(started) < len(started):
@@ -151,21 +178,20 @@ class HostReader:
         self, tokens: Array, begins: int, slots: Array, lengths: Array, prompts: Array, salts: Array
     ) -> Array:
         """The fields [F, B] of rows that are read from their first token on."""
-        width = int(lengths.max())
-        padding = width - lengths
-        at = np.arange(width) - padding[:, None]
-        rows = torch.from_numpy(np.where(at >= 0, tokens[slots[:, None], np.maximum(at, 0) + begins], 0))
-        margin = torch.from_numpy(padding)
-        found = read_rows(rows, self._delimiters, torch.from_numpy(padding + prompts), self._spans)
-        start = found.state.thought_start
-        fields = np.empty((len(_FIELDS), len(slots)), dtype=np.int64)
-        for name in (*_BOOLS, *_COUNTS):
-            fields[_AT[name]] = getattr(found.state, name).numpy()
-        fields[_AT["thought_start"]] -= padding
-        fields[_AT["fence_marks"]] = found.fence_marks.numpy()
-        own = np.where(at >= 0, mix(mix(at + 1) ^ rows.numpy()), 0)
-        fields[_AT["total"]] = own.sum(1)
-        key = hash_rows(rows, margin, start).numpy()
+        fields = np.zeros((len(_FIELDS), len(slots)), dtype=np.int64)
+        rows = zip(slots.tolist(), lengths.tolist(), prompts.tolist(), strict=True)
+        for column, (slot, length, prompt) in enumerate(rows):
+            row = tokens[slot, begins : begins + length]
+            state = self._rows.read(row.tolist(), prompt)
+            start = state.thought_start
+            mixed = mix(mix(np.arange(1, length + 1)) ^ row)
+            fields[: len(_BOOLS) + len(_COUNTS), column] = [getattr(state, name) for name in _STATE]
+            fields[_AT["total"], column] = mixed.sum()
+            # Of the tokens before the thought; hashed below.
+            fields[_AT["start_key"], column] = mixed[:start].sum()
+            if self._fence is not None:
+                fields[_AT["fence_marks"], column] = np.count_nonzero(self._fence[row[start:]])
+        key = _hash_of(fields[_AT["start_key"]], fields[_AT["thought_start"]])
         fields[_AT["start_key"]] = _hash_of(key, salts)
         return fields
 

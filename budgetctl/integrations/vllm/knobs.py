@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from budgetctl.budget import NO_CAP
@@ -116,7 +117,21 @@ def limits_of(sampling_params: Any, close_tokens: int, most_new_tokens: int | No
         # The frontend does not know the length of the close; a reserve that does not fit takes what there is.
         knobs["answer_reserve"] = min(knobs["answer_reserve"], max(length - close_tokens, 0))
         length = max(length, close_tokens)
-    rows = RowLimits.build(**knobs, max_new_tokens=length, close_tokens=close_tokens)
+    greedy = sampling_params.temperature == 0
+    temperature = guided_temperature(sampling_params.temperature)
+    return _limits(tuple(knobs.items()), length, close_tokens, temperature, greedy)
+
+
+@lru_cache(maxsize=1024, typed=True)
+def _limits(
+    knobs: tuple[tuple[str, Any], ...],
+    length: int | None,
+    close_tokens: int,
+    temperature: float,
+    greedy: bool,
+) -> RequestLimits:
+    """Most requests ask for what others have asked for."""
+    rows = RowLimits.build(**dict(knobs), max_new_tokens=length, close_tokens=close_tokens)
     budget = rows.budgets.requests[0]
     return RequestLimits(
         cap=int(rows.budgets.caps[0]),
@@ -125,7 +140,7 @@ def limits_of(sampling_params: Any, close_tokens: int, most_new_tokens: int | No
         minimum=int(rows.minimum[0]),
         room=min(int(rows.room[0]), NO_CAP),
         target=bool(rows.target[0]),
-        temperature=guided_temperature(sampling_params.temperature),
+        temperature=temperature,
         needs_prediction=budget.effort.needs_prediction,
-        greedy=sampling_params.temperature == 0,
+        greedy=greedy,
     )

@@ -7,6 +7,7 @@ the hash finds what was predicted. It is a hash of the row's own tokens, so that
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -63,10 +64,14 @@ class SlotPredictions(PredictionTable):
         """As ``PredictionTable.all_of``."""
         if not may_look(keys.device):
             return None
-        at, wanted = self.slots.numpy(), keys.numpy()
-        if np.count_nonzero(self._slot_keys.numpy()[at] == wanted) < len(wanted):
+        if np.count_nonzero(self.known(keys)) < len(keys):
             return None
-        return torch.from_numpy(self._slot_values.numpy()[at])
+        return torch.from_numpy(self._slot_values.numpy()[self.slots.numpy()])
+
+    def known(self, keys: torch.Tensor) -> np.ndarray[Any, Any]:
+        """[B] bool, which of ``keys`` [B] are kept by slot, on the CPU."""
+        found: np.ndarray[Any, Any] = self._slot_keys.numpy()[self.slots.numpy()] == keys.numpy()
+        return found
 
     def lookup(self, keys: torch.Tensor, otherwise: torch.Tensor) -> torch.Tensor:
         """As ``PredictionTable.lookup``."""

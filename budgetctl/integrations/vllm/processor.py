@@ -12,11 +12,14 @@ import torch
 from budgetctl.integrations.vllm.counters import Counters, counters_of_environment, counts_here
 from budgetctl.integrations.vllm.first_runner import HostRows
 from budgetctl.integrations.vllm.knobs import RequestLimits, check_request, limits_of
+from budgetctl.integrations.vllm.quiet_rows import QuietWatch
 from budgetctl.integrations.vllm.second_runner import rows_of
 from budgetctl.integrations.vllm.served_model import ServedModel, misfit, predictor_path, read_served_model
 from budgetctl.integrations.vllm.slots import SlotLimits
 from budgetctl.integrations.vllm.steering import EngineController
+from budgetctl.integrations.vllm.step_rows import StepRows
 from budgetctl.integrations.vllm.tally import Facts
+from budgetctl.kernels.host_reads import may_look
 
 #: vLLM's own handler and format.
 logger = logging.getLogger("vllm.budgetctl")
@@ -63,6 +66,14 @@ class BudgetProcessor:
         self._controller = EngineController(
             served.delimiters, served.forecast, served.boundaries, self._limits, slots, self._device
         )
+        if self._controller.quiet_step is not None and may_look(self._device):
+            self._rows.watch = QuietWatch(
+                served.delimiters,
+                served.boundaries,
+                self._controller.quiet_step,
+                self._limits,
+                self._device,
+            )
         self._tally, self._facts = None, dict[int, Facts]()
         if self._counters:
             self._tally = self._rows.tally = self._controller.count(self._counters, self._device)
@@ -132,12 +143,28 @@ class BudgetProcessor:
         """Steered logits [rows, V] float32; those of requests without a limit are the same bits. ``ctx`` is the second
         runner's ``LogitsContext``."""
         if ctx is None:
-            found = self._rows.step(len(logits))
-            self._controller.by_slot.grow(self._rows.slots)
-        else:
-            found = rows_of(self._states, ctx, self._asked, len(logits))
+            return self._apply_on_host(logits)
+        found = rows_of(self._states, ctx, self._asked, len(logits))
+        return logits if found is None else self._steer(found, logits)
+
+    def _apply_on_host(self, logits: torch.Tensor) -> torch.Tensor:
+        found = self._rows.step(logits.shape[0], quietly=self._controller.takes(logits))
         if found is None:
             return logits
+        if found.rest is not None:
+            self._controller.by_slot.grow(self._rows.slots)
+            logits = self._steer(found.rest, logits)
+            if self._controller.terms is not None:
+                self._rows.note(self._controller.terms)
+        if found.thoughts is not None:
+            index = found.thoughts.index
+            steered = self._controller.quietly(found.thoughts, logits if index is None else logits[index])
+            logits = steered if index is None else logits.index_copy_(0, index, steered)
+        if found.answers is not None and not found.answers.ban(logits):
+            logits = self._steer(self._rows.read(len(logits), found.answers.requests), logits)
+        return logits
+
+    def _steer(self, found: StepRows, logits: torch.Tensor) -> torch.Tensor:
         scores = logits if found.index is None else logits[found.index]
         if not self._measured:
             self._measure(scores)

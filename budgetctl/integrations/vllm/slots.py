@@ -48,6 +48,10 @@ class SlotLimits:
             int(limits.greedy),
         ]
 
+    def of(self, slot: int) -> RequestLimits:
+        """Of the request that has the ``slot``."""
+        return self._known[slot]
+
     def flush(self) -> None:
         """Copy what is staged to the device; the host does not wait."""
         if not self._staged:
