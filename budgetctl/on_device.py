@@ -20,6 +20,21 @@ def constant(values: tuple[int, ...], device: torch.device) -> torch.Tensor:
         return to_device(torch.tensor(values, dtype=torch.int64), device)
 
 
+#: Of each device, the numbers of as many columns as were asked for.
+_COLUMNS: dict[torch.device, torch.Tensor] = {}
+
+
+def columns_of(width: int, device: torch.device) -> torch.Tensor:
+    """0 to ``width`` - 1 as int64 [T], a part of what is kept for the device, which nobody may write to."""
+    if torch.compiler.is_compiling():
+        return torch.arange(width, device=device)
+    known = _COLUMNS.get(device)
+    if known is None or len(known) < width:
+        with torch.inference_mode(False):
+            known = _COLUMNS[device] = torch.arange(2 * width + 1024, device=device)
+    return known[:width]
+
+
 def to_device(values: torch.Tensor, device: torch.device) -> torch.Tensor:
     """``values`` on a device; the host does not wait for the copy, since its own memory is pinned."""
     if device.type == "cuda" and values.device.type == "cpu":
