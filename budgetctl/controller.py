@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import LogitsProcessor
 
 from budgetctl.budget import NO_CAP, RowBudgets, as_list, tokens_left
 from budgetctl.checks import check_temperature
-from budgetctl.close_record import record_close
+from budgetctl.close_record import CloseNote, note_close
 from budgetctl.closing import Boundaries, closing_window, ends_early, fold_end_of_sequence, next_marker_ids
+from budgetctl.compiled_step import compile_once, covers, read_compiled, tail_of
 from budgetctl.delimiters import ThinkingDelimiters
 from budgetctl.errors import BudgetError
 from budgetctl.exit_probe import ExitProbe
@@ -63,6 +64,8 @@ class BudgetController(LogitsProcessor):
         temperature: of the sampling that follows; guidance acts on the sampled distribution alike at any value. For
             greedy decoding give :data:`budgetctl.guidance.GREEDY_TEMPERATURE`.
         greedy: decoding takes the most likely token (only used to tell natural closes from steered ones).
+        compiled: run the step by ``torch.compile`` where the host cannot look at values, on a GPU; the first step then
+            takes seconds. By default where the forecast is compiled.
 
     The knobs from ``effort`` to ``target_tolerance`` and ``temperature`` are one value for all prompts or a sequence
     with one a prompt; ``prompt_length`` is one width or an int64 tensor with one a row.
@@ -94,6 +97,7 @@ class BudgetController(LogitsProcessor):
         guided_steps: str = "every",
         temperature: float | Sequence[float] | torch.Tensor = 1.0,
         greedy: bool = False,
+        compiled: bool | None = None,
     ) -> None:
         self.limits = RowLimits.build(
             effort=effort,
@@ -121,6 +125,7 @@ class BudgetController(LogitsProcessor):
         self.early_exit = early_exit
         self.temperature = temperature
         self.greedy = greedy
+        self.compiled = self.steering.compiled is not None if compiled is None else compiled
         #: Keeps the model's own logits where other processors come before this one.
         self.raw: RawLogits | None = None
         #: Whether the logits of a step may be written to; what was given is gone then.
@@ -177,20 +182,51 @@ class BudgetController(LogitsProcessor):
         limited = limits.limited
         if self.extension is not None or self.early_exit is not None:
             limited = torch.ones_like(limited)
-        reading = self._reader.read(input_ids, self.prompt_length, spans)
-        state = reading.state
+        whole = self.compiled and covers(device)
+        if whole and self.prompt_length is not None:
+            reading = read_compiled(input_ids, self.delimiters, self.prompt_length, spans)
+        else:
+            reading = self._reader.read(input_ids, self.prompt_length, spans)
         forecast = None
         if self.forecast is not None:
             raw = scores if self.raw is None else self.raw.take(scores)
             own = self.first or self.raw is not None
-            forecast = ForecastOfStep(self.forecast, raw, own_logits=own)
-        caps = caps_at_step(self.limits, limits, reading, scores, forecast, self.predictions)
+            forecast = ForecastOfStep(self.forecast, raw, own_logits=own, compiled=whole)
+        caps = caps_at_step(self.limits, limits, reading, forecast, self.predictions)
         if self.kv is not None:
-            caps = self.kv.observe(input_ids.shape[1], state, caps, limits, forecast)
+            caps = self.kv.observe(input_ids.shape[1], reading.state, caps, limits, forecast)
             if self.idle:
                 return scores
             if self.kv.caps is not None:
                 limited = limited | (self.kv.caps < NO_CAP)
+        step: Callable[..., Any] = BudgetController._edit
+        if whole and self.early_exit is None and self.steps is None and self.notes is None:
+            step = compile_once(step)
+            if self.extension is None:
+                input_ids = tail_of(input_ids, self.delimiters, spans)
+            else:  # which counts its phrases in the whole row
+                torch._dynamo.maybe_mark_dynamic(input_ids, 1)
+        result, note = step(self, input_ids, scores, reading, forecast, limits, limited, caps, temperature)
+        if note is not None:
+            self.close_log.record(*note)
+        if self.keeps_latest:
+            self.latest = result.clone()
+        return result
+
+    def _edit(
+        self,
+        input_ids: torch.Tensor,
+        scores: torch.Tensor,
+        reading: Reading,
+        forecast: ForecastOfStep | None,
+        limits: RowTensors,
+        limited: torch.Tensor,
+        caps: torch.Tensor,
+        temperature: float | torch.Tensor,
+    ) -> tuple[torch.Tensor, CloseNote | None]:
+        """Steered logits [B, V] of rows whose reading and thinking budgets ``caps`` [B] are known, and what is noted of the
+        step. It keeps nothing, so that it can be compiled."""
+        state, device = reading.state, scores.device
         window = closing_window(caps, limits.room) if self.boundaries is not None else torch.zeros_like(caps)
         left = tokens_left(state.used, caps, state.generated, limits.room)
         now = None
@@ -198,23 +234,21 @@ class BudgetController(LogitsProcessor):
             now = self.steps.now(input_ids, reading, left)
             limited = limited | now.planned
         if self.notes is not None:
-            limited = limited | self.notes.on(rows, device).noted
+            limited = limited | self.notes.on(len(scores), device).noted
 
-        result = scores
+        result, note = scores, None
         if may_hold(state.thinking & limited) or (self.limits.has_minimum and may_hold(state.thinking)):
-            result = self._think(
+            result, note = self._think(
                 input_ids, scores, reading, forecast, limits, limited, caps, left, window, now, temperature
             )
-        answering = limited & ~state.thinking & ~state.finished
+        answering = limited & ~(state.thinking | state.finished)
         if may_hold(answering):
             room = limits.room - state.generated
             own = self.in_place or result is not scores
             result = guard_answer(
                 result, input_ids, state, self.delimiters, answering, left, window, room, in_place=own
             )
-        if self.keeps_latest:
-            self.latest = result.clone()
-        return result
+        return result, note
 
     def _think(
         self,
@@ -229,8 +263,9 @@ class BudgetController(LogitsProcessor):
         window: torch.Tensor,
         now: StepNow | None,
         temperature: float | torch.Tensor,
-    ) -> torch.Tensor:
-        """Scores [B, V] in which the rows that are inside a thought are steered, and closed where it is time."""
+    ) -> tuple[torch.Tensor, CloseNote | None]:
+        """Scores [B, V] in which the rows that are inside a thought are steered, and closed where it is time; and what is
+        noted of it."""
         state, device = reading.state, scores.device
         active = state.thinking & limited
         spent = active & (left == 0)
@@ -311,10 +346,10 @@ class BudgetController(LogitsProcessor):
             steered = self.steps.headings(
                 steered, scores, input_ids, reading, now, free, left, self.boundaries, temperature
             )
+        close = None
         if self.keeps_log:
             noted = active if minimum is None else active | minimum.too_short
-            record_close(
-                self.close_log,
+            close = note_close(
                 torch.where(noted, reading.total ^ limits.salt, 0),
                 scores,
                 steered,
@@ -324,7 +359,8 @@ class BudgetController(LogitsProcessor):
                 exits,
                 greedy=self.greedy,
             )
-        return force_tokens(steered, forced, forced_ids, in_place=self.in_place or steered is not scores)
+        own = self.in_place or steered is not scores
+        return force_tokens(steered, forced, forced_ids, in_place=own), close
 
     def _temperature(self, rows: int, device: torch.device) -> float | torch.Tensor:
         """A number, or [rows, 1]."""

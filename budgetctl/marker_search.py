@@ -51,7 +51,7 @@ class Markers(NamedTuple):
 
 def find_markers(ids: Tensor, markers: tuple[Tokens, ...]) -> Tensor:
     """[n, B, T] bool: each of n ``markers`` ends at the column, of rows [B, T] int64; no marker is empty."""
-    width, longest = ids.shape[1], max(map(len, markers), default=1)
+    width, longest = ids.shape[1], max((1, *map(len, markers)))
     tokens = tuple(dict.fromkeys(token for marker in markers for token in marker))
     wide = ids if longest == 1 else pad(ids, (longest - 1, 0), value=-1)
     if torch.compiler.is_compiling():
@@ -148,6 +148,13 @@ def marker_progress(ids: Tensor, marker: Tokens, begin: Tensor, rows: Tensor) ->
         return (rows & (begin < width) & (ids[:, -1] == marker[0])).long()
     if width < most:
         return marker_progress(ids, marker[:-1], begin, rows)
+    if torch.compiler.is_compiling():  # these fuse
+        progress = torch.zeros_like(begin)
+        for length in range(1, most + 1):
+            parts = [ids[:, at - length] == marker[at] for at in range(length)]
+            hit = reduce(torch.logical_and, parts) & rows & (begin <= width - length)
+            progress = torch.where(hit, length, progress)
+        return progress
     # [most, most] by length: the last tokens, and whether a column counts.
     lengths = range(1, most + 1)
     wanted = constant(tuple(t for n in lengths for t in (-1,) * (most - n) + marker[:n]), ids.device)

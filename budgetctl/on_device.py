@@ -10,12 +10,23 @@ import torch
 from budgetctl.kernels.host_reads import may_look
 
 
-@lru_cache(maxsize=1024)
 def constant(values: tuple[int, ...], device: torch.device) -> torch.Tensor:
     """``values`` as int64 [n]; the same tensor at every step, which nobody may write to.
 
-    Making it anew would copy from the host to the device at each step.
+    Making it anew would copy from the host to the device at each step. A compiled function computes it from numbers in
+    its code.
     """
+    if not torch.compiler.is_compiling():
+        return _made(values, device)
+    columns = torch.arange(len(values), device=device)
+    made = torch.full_like(columns, values[0] if values else 0)
+    for column, value in enumerate(values[1:], start=1):
+        made = torch.where(columns == column, value, made)
+    return made
+
+
+@lru_cache(maxsize=1024)
+def _made(values: tuple[int, ...], device: torch.device) -> torch.Tensor:
     with torch.inference_mode(False):
         return to_device(torch.tensor(values, dtype=torch.int64), device)
 

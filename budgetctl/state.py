@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from budgetctl.delimiters import ThinkingDelimiters, Tokens
+from budgetctl.delimiters import ThinkingDelimiters
 from budgetctl.marker_search import (
     CLOSES,
     EOS,
