@@ -48,21 +48,22 @@ def note_close(
         exits: [B] bool, by an early exit.
         greedy: the most likely token is taken, so that probabilities do not matter.
     """
-    gaps = [_below_the_likeliest(scores, closing_ids) for scores in (before, after)]
-    wanted, allowed = gaps[0], gaps[1]
-    if not greedy:
+    gap = _below_the_likeliest(before, closing_ids)
+    if not greedy and not may_look(before.device):
+        wanted, allowed = (probability_of(scores, closing_ids, temperature) for scores in (before, after))
+    else:
+        wanted, allowed = gap, _below_the_likeliest(after, closing_ids)
+    if not greedy and may_look(before.device):
         warmth = temperature if isinstance(temperature, int | float) else temperature[:, 0]
-        wanted, allowed = ((gap / warmth).exp() for gap in gaps)
+        wanted, allowed = ((share / warmth).exp() for share in (wanted, allowed))
         rows = (torch.maximum(wanted, allowed) > SELDOM) & (keys != 0)
-        if not may_look(rows.device):
-            wanted, allowed = (probability_of(scores, closing_ids, temperature) for scores in (before, after))
-        elif bool(rows.any()):
+        if bool(rows.any()):
             at = rows.nonzero()[:, 0]
             warm = temperature if isinstance(temperature, int | float) else temperature[at]
             wanted[at] = probability_of(before[at], closing_ids[at], warm)
             allowed[at] = wanted[at] if after is before else probability_of(after[at], closing_ids[at], warm)
     early = () if exits is None else (exits,)
-    return keys, wanted, allowed, gaps[0] >= 0, forced, *early
+    return keys, wanted, allowed, gap >= 0, forced, *early
 
 
 def record_close(log: CloseLog, *step: Any, **options: Any) -> None:

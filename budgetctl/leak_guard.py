@@ -66,18 +66,19 @@ def guard_answer(
     in_place = in_place and may_look(scores.device)
     came = scores.gather(1, ids) if in_place else None
     guarded = ban_tokens(scores, ids, rows, in_place=in_place)
-    if not may_hold(dead_rows(guarded)):
+    dead = dead_rows(guarded)
+    if not may_hold(dead):
         return guarded
     if came is not None:
         guarded = guarded.clone()
         scores.scatter_(1, ids, came)
     if not openings:
-        return unless_dead(guarded, scores)
+        return unless_dead(guarded, scores, dead)
     in_budget = scores
     if edits[-1][0] is opening_ids:
         in_budget = ban_tokens(scores, *edits[-1])
     ended = _ended(in_budget, scores, delimiters.eos_ids)
-    return unless_dead(unless_dead(guarded, in_budget), ended)
+    return unless_dead(unless_dead(guarded, in_budget, dead), ended)
 
 
 def _ended(banned: torch.Tensor, scores: torch.Tensor, eos_ids: Tokens) -> torch.Tensor:
