@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from budgetctl.delimiters import ThinkingDelimiters
 from budgetctl.errors import DelimiterError
 from budgetctl.kernels.host_reads import array_of, may_look
-from budgetctl.on_device import constant, may_hold
+from budgetctl.on_device import all_true, but_not, constant, may_hold
 from budgetctl.phrases import phrase_ids
 from budgetctl.protect import Spans
 from budgetctl.state import ThinkingState
@@ -109,7 +109,7 @@ def ends_early(
     near = rows & (left <= window)
     if not may_hold(near):
         return torch.zeros_like(rows)
-    early = near & ~state.at_start & boundaries.at_end(input_ids)
+    early = but_not(near, state.at_start) & boundaries.at_end(input_ids)
     if state_fit is not None:
         early = early & (state_fit.exp() < WINDOW_FIT)
     for back in range(1, min(size, input_ids.shape[1])):
@@ -134,7 +134,7 @@ def next_marker_ids(
     rows, device = input_ids.shape[0], input_ids.device
     if all(len(variant) == 1 for variant in variants):
         only = constant(tuple(variant[0] for variant in variants), device).expand(rows, -1)
-        return only, torch.ones_like(only, dtype=torch.bool)
+        return only, all_true(rows, only.shape[1], device)
     ids, completes = [], []
     for variant in variants:
         sequence = constant(variant, device)

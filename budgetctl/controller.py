@@ -22,7 +22,7 @@ from budgetctl.leak_guard import guard_answer
 from budgetctl.ledger import CloseLog, PredictionTable
 from budgetctl.limits import RowLimits, RowTensors, repeat_to
 from budgetctl.minimum import Minimum
-from budgetctl.on_device import constant, may_hold
+from budgetctl.on_device import but_not, constant, may_hold
 from budgetctl.phrases import check_phrase
 from budgetctl.predicted_caps import ForecastOfStep, caps_at_step, predicted_length, share_of
 from budgetctl.prefix_hash import hash_of, prefix_totals
@@ -241,7 +241,7 @@ class BudgetController(LogitsProcessor):
             result, note = self._think(
                 input_ids, scores, reading, forecast, limits, limited, caps, left, window, now, temperature
             )
-        answering = limited & ~(state.thinking | state.finished)
+        answering = but_not(limited, state.thinking | state.finished)
         if may_hold(answering):
             room = limits.room - state.generated
             own = self.in_place or result is not scores
@@ -295,7 +295,7 @@ class BudgetController(LogitsProcessor):
                 temperature=temperature,
                 in_place=self.in_place,
             )
-        open_ended = active & ~spent
+        unspent = open_ended = but_not(active, spent)
         foldable, minimum = active, None
         if self.limits.has_minimum:
             minimum = Minimum.of(state, limits.minimum, spent, ends, completes)
@@ -315,8 +315,9 @@ class BudgetController(LogitsProcessor):
             steered = minimum.hold(
                 steered, input_ids, state, ends, last, caps, closing_ids, forced_ids, eos_ids, temperature
             )
-        early = torch.zeros_like(active)
-        if self.boundaries is not None:
+        if self.boundaries is None:
+            early = torch.zeros_like(active)
+        else:
             size = len(self.delimiters.forced_end_ids)
             early = ends_early(self.boundaries, size, input_ids, state, open_ended, state_fit, left, window)
         inside = None
@@ -324,10 +325,10 @@ class BudgetController(LogitsProcessor):
             inside = (reading.fence_marks % 2 == 1) & active
             own = self.in_place or steered is not scores
             steered = self.boundaries.spans.keep_whole(
-                steered, input_ids, active & ~spent, inside, unbroken, in_place=own
+                steered, input_ids, unspent, inside, unbroken, in_place=own
             )
-            early = early & ~inside
-        whole = active if inside is None else active & ~inside
+            early = but_not(early, inside)
+        whole = active if inside is None else but_not(active, inside)
         note = None
         if self.notes is not None and self.boundaries is not None:
             note = self.notes.now(input_ids, reading, now, whole, left, self.boundaries)
@@ -338,7 +339,7 @@ class BudgetController(LogitsProcessor):
             exits = self.early_exit(input_ids, open_ended if inside is None else open_ended & ~inside, state)
             early = early | exits
         forced = spent | early
-        free = whole & ~forced
+        free = but_not(whole, forced)
         if note is not None:
             steered = force_tokens(steered, free & (note.begun | note.due), note.token)
             free = free & ~note.begun

@@ -7,7 +7,7 @@ import torch
 from budgetctl.closing import next_marker_ids
 from budgetctl.delimiters import ThinkingDelimiters, Tokens
 from budgetctl.kernels.host_reads import may_look
-from budgetctl.on_device import constant, may_hold
+from budgetctl.on_device import but_not, constant, may_hold
 from budgetctl.score_edits import ban_tokens, dead_rows, unless_dead
 from budgetctl.state import ThinkingState
 
@@ -40,7 +40,7 @@ def guard_answer(
         room: [B] int64 new tokens before the close of a thought must begin; no thought is opened after them.
         in_place: the ``scores`` may be written to.
     """
-    answering, waiting = state.closed & rows, ~state.started & rows
+    answering, waiting = state.closed & rows, but_not(rows, state.started)
     edits: list[tuple[torch.Tensor, torch.Tensor]] = []
     if not delimiters.resumes_turn:  # there, every message of an answer ends as a thought does
         endings = _beginnings(delimiters.end_variants, delimiters.close_refusal)

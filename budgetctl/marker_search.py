@@ -96,7 +96,8 @@ def lead_length(ids: Tensor, thought_start: Tensor, end: Tensor | None, lead: To
     if not lead:
         return None
     width = ids.shape[1]
-    there = thought_start <= (width if end is None else end) - len(lead)
+    last = thought_start + (len(lead) - 1) if len(lead) > 1 else thought_start
+    there = last < (width if end is None else end)
     for offset, token in enumerate(lead):
         column = (thought_start + offset if offset else thought_start).clamp(max=width - 1)
         there = there & (ids.gather(1, column[:, None])[:, 0] == token)

@@ -46,6 +46,24 @@ def columns_of(width: int, device: torch.device) -> torch.Tensor:
     return known[:width]
 
 
+@lru_cache(maxsize=64)
+def _true(device: torch.device) -> torch.Tensor:
+    with torch.inference_mode(False):
+        return torch.ones(1, 1, dtype=torch.bool, device=device)
+
+
+def all_true(rows: int, columns: int, device: torch.device) -> torch.Tensor:
+    """[rows, columns] bool, which nobody may write to; made once a device."""
+    if torch.compiler.is_compiling():
+        return torch.ones(rows, columns, dtype=torch.bool, device=device)
+    return _true(device).expand(rows, columns)
+
+
+def but_not(these: torch.Tensor, those: torch.Tensor) -> torch.Tensor:
+    """``these`` and not ``those``, bool of shapes that broadcast: one operation."""
+    return these > those
+
+
 def to_device(values: torch.Tensor, device: torch.device) -> torch.Tensor:
     """``values`` on a device; the host does not wait for the copy, since its own memory is pinned."""
     if device.type == "cuda" and values.device.type == "cpu":

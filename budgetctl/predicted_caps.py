@@ -115,8 +115,9 @@ def predicted_length(
     predicted = predictions.lookup(
         reading.start_key, torch.full(used.shape, torch.nan, dtype=forecast.dtype, device=used.device)
     )
-    if may_hold(predicted.isnan()):
-        predicted = torch.where(predicted.isnan(), used + forecast.natural_length(), predicted)
+    unknown = predicted.isnan()
+    if may_hold(unknown):
+        predicted = torch.where(unknown, used + forecast.natural_length(), predicted)
     return predicted
 
 
@@ -128,5 +129,5 @@ def share_of(predicted: torch.Tensor, fractions: torch.Tensor, minimum: torch.Te
             parts = np.where(np.isfinite(wanted), wanted.astype(lengths.dtype) * lengths, float(NO_CAP))
             tokens = np.minimum(np.maximum(np.rint(parts), 1), NO_CAP).astype(np.int64)
         return torch.from_numpy(np.maximum(tokens, array_of(minimum)))
-    share = torch.where(fractions.isfinite(), fractions.to(predicted.dtype) * predicted, float(NO_CAP))
+    share = fractions.to(predicted.dtype) * predicted  # an infinite one is cut off with the rest
     return torch.maximum(share.round().clamp(1, NO_CAP).to(torch.int64), minimum)

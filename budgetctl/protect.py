@@ -12,7 +12,7 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from budgetctl.budget import NO_CAP
 from budgetctl.kernels.host_reads import may_look
-from budgetctl.on_device import constant, may_hold
+from budgetctl.on_device import but_not, columns_of, constant, may_hold
 from budgetctl.score_edits import dead_rows, force_tokens, unless_dead
 from budgetctl.spelling import encode
 
@@ -62,7 +62,7 @@ class Spans:
     def fence_marks(self, input_ids: torch.Tensor, thought_start: torch.Tensor) -> torch.Tensor:
         """[B] int64 tokens of rows [B, T] from ``thought_start`` [B] on that open or close a code fence: an odd number
         leaves one open."""
-        columns = torch.arange(input_ids.shape[1], device=input_ids.device)
+        columns = columns_of(input_ids.shape[1], input_ids.device)
         return (self.fence[input_ids] & (columns >= thought_start[:, None])).sum(1)
 
     def keep_whole(
@@ -166,7 +166,7 @@ class Spans:
         size = len(self.fence_end)
         parts = []
         if size:
-            parts.append(self.fence & ((rows > inside) & (left <= size))[:, None])
+            parts.append(self.fence & (but_not(rows, inside) & (left <= size))[:, None])
         if self._needed is not None:
             room = left - size * inside if size else left
             parts.append(self._needed >= torch.where(rows, room, NO_CAP)[:, None])

@@ -190,7 +190,7 @@ def _turn_start(
     # Only what stands in the prompt counts.
     if isinstance(prompt, int):
         lasts = last_column(markers.found[..., :prompt])
-        bare = columns.new_full((rows,), prompt)
+        bare = constant((prompt,), ids.device).expand(rows)
     else:
         lasts = last_column(markers.found & (columns < prompt[:, None]))
         bare = prompt

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import torch
@@ -14,7 +15,29 @@ from tests.device_waits import DEVICE
 
 #: Operators that only look at a tensor in another way, or make a number on the host.
 VIEWS = frozenset(
-    ["alias", "as_strided", "detach", "expand", "permute", "scalar_tensor", "select", "slice", "split", "split_with_sizes", "squeeze", "t", "transpose", "unbind", "unfold", "unsqueeze", "view", "_reshape_alias", "_unsafe_view", "lift_fresh", "promote_types"]
+    [
+        "alias",
+        "as_strided",
+        "detach",
+        "expand",
+        "permute",
+        "scalar_tensor",
+        "select",
+        "slice",
+        "split",
+        "split_with_sizes",
+        "squeeze",
+        "t",
+        "transpose",
+        "unbind",
+        "unfold",
+        "unsqueeze",
+        "view",
+        "_reshape_alias",
+        "_unsafe_view",
+        "lift_fresh",
+        "promote_types",
+    ]
 )
 
 
@@ -45,7 +68,7 @@ def main() -> None:
     from tests.budgetctl.test_device_operations import table
 
     for name, count in table().items():
-        print(f"{count:5d}  {name}")
+        sys.stdout.write(f"{count:5d}  {name}\n")
 
 
 if __name__ == "__main__":
