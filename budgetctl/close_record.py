@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 
@@ -16,8 +18,11 @@ SMALL = 1 << 15
 SMALL_DTYPES = frozenset({torch.float32, torch.float64})
 
 
-def record_close(
-    log: CloseLog,
+#: What the log of closes takes.
+CloseNote = tuple[torch.Tensor, ...]
+
+
+def note_close(
     keys: torch.Tensor,
     before: torch.Tensor,
     after: torch.Tensor,
@@ -27,14 +32,13 @@ def record_close(
     exits: torch.Tensor | None,
     *,
     greedy: bool,
-) -> None:
-    """Keep in ``log`` what :meth:`CloseLog.kinds` needs of one step.
+) -> CloseNote:
+    """What :meth:`CloseLog.kinds` needs of one step, as :meth:`CloseLog.record` takes it.
 
     Where a close has next to no probability, that of the likeliest token is taken for the sum over the vocabulary,
     which is most of the work; but not on devices that would have to be waited for to know.
 
     Args:
-        log: of the request.
         keys: [B] int64, hash of the prefix and the request; 0 for rows of which nothing is noted.
         before: [B, V] logits before guidance.
         after: [B, V] logits after guidance.
@@ -44,21 +48,27 @@ def record_close(
         exits: [B] bool, by an early exit.
         greedy: the most likely token is taken, so that probabilities do not matter.
     """
-    gaps = [_below_the_likeliest(scores, closing_ids) for scores in (before, after)]
-    wanted, allowed = gaps[0], gaps[1]
-    if not greedy:
+    gap = _below_the_likeliest(before, closing_ids)
+    if not greedy and not may_look(before.device):
+        wanted, allowed = (probability_of(scores, closing_ids, temperature) for scores in (before, after))
+    else:
+        wanted, allowed = gap, _below_the_likeliest(after, closing_ids)
+    if not greedy and may_look(before.device):
         warmth = temperature if isinstance(temperature, int | float) else temperature[:, 0]
-        wanted, allowed = ((gap / warmth).exp() for gap in gaps)
+        wanted, allowed = ((share / warmth).exp() for share in (wanted, allowed))
         rows = (torch.maximum(wanted, allowed) > SELDOM) & (keys != 0)
-        if not may_look(rows.device):
-            wanted, allowed = (probability_of(scores, closing_ids, temperature) for scores in (before, after))
-        elif bool(rows.any()):
+        if bool(rows.any()):
             at = rows.nonzero()[:, 0]
             warm = temperature if isinstance(temperature, int | float) else temperature[at]
             wanted[at] = probability_of(before[at], closing_ids[at], warm)
             allowed[at] = wanted[at] if after is before else probability_of(after[at], closing_ids[at], warm)
     early = () if exits is None else (exits,)
-    log.record(keys, wanted, allowed, gaps[0] >= 0, forced, *early)
+    return keys, wanted, allowed, gap >= 0, forced, *early
+
+
+def record_close(log: CloseLog, *step: Any, **options: Any) -> None:
+    """Keep in ``log`` what :func:`note_close` finds."""
+    log.record(*note_close(*step, **options))
 
 
 def _below_the_likeliest(scores: torch.Tensor, token_ids: torch.Tensor) -> torch.Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from budgetctl.delimiters import ThinkingDelimiters
 from budgetctl.errors import DelimiterError
 from budgetctl.kernels.host_reads import array_of, may_look
-from budgetctl.on_device import constant, may_hold
+from budgetctl.on_device import all_true, but_not, constant, may_hold
 from budgetctl.phrases import phrase_ids
 from budgetctl.protect import Spans
 from budgetctl.state import ThinkingState
@@ -37,6 +37,12 @@ class Boundaries:
     sentence: torch.Tensor
     digit: torch.Tensor
     spans: Spans | None = None
+    #: [V] int8: 2 for a token that ends a line, 1 for one that ends a sentence, else 0.
+    _ends: torch.Tensor = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        ends = torch.where(self.line, 2, self.sentence.to(torch.int8))
+        object.__setattr__(self, "_ends", ends.to(torch.int8))
 
     @classmethod
     def from_tokenizer(cls, tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> Boundaries:
@@ -59,7 +65,7 @@ class Boundaries:
         """[B] bool: the row [B, T] ends a line, or a sentence (a full stop after a digit may go on as a decimal)."""
         last = input_ids[:, -1]
         before = input_ids[:, -2] if input_ids.shape[1] > 1 else last
-        return self.line[last] | (self.sentence[last] & ~self.digit[before])
+        return self._ends[last] > self.digit[before]
 
 
 def closing_window(caps: torch.Tensor, room: torch.Tensor | int | None) -> torch.Tensor:
@@ -103,7 +109,7 @@ def ends_early(
     near = rows & (left <= window)
     if not may_hold(near):
         return torch.zeros_like(rows)
-    early = near & ~state.at_start & boundaries.at_end(input_ids)
+    early = but_not(near, state.at_start) & boundaries.at_end(input_ids)
     if state_fit is not None:
         early = early & (state_fit.exp() < WINDOW_FIT)
     for back in range(1, min(size, input_ids.shape[1])):
@@ -128,7 +134,7 @@ def next_marker_ids(
     rows, device = input_ids.shape[0], input_ids.device
     if all(len(variant) == 1 for variant in variants):
         only = constant(tuple(variant[0] for variant in variants), device).expand(rows, -1)
-        return only, torch.ones_like(only, dtype=torch.bool)
+        return only, all_true(rows, only.shape[1], device)
     ids, completes = [], []
     for variant in variants:
         sequence = constant(variant, device)
@@ -189,10 +195,10 @@ def fold_end_of_sequence(
         return folded
     columns = constant(eos_ids, scores.device).expand(scores.shape[0], -1)
     closing = closing_ids[:, None]
-    both = torch.cat([scores.gather(1, closing), scores.gather(1, columns)], 1)
+    both = scores.gather(1, torch.cat([closing, columns], 1))
     joined = tempered_sum(both, temperature)
     where = rows[:, None]
-    banned = torch.where(where, -torch.inf, both[:, 1:])
+    banned = both[:, 1:].masked_fill(where, -torch.inf)
     # Should they be one token, the close is what counts.
     folded = scores if in_place else scores.clone()
     return folded.scatter_(1, columns, banned).scatter_(1, closing, torch.where(where, joined, both[:, :1]))
@@ -227,9 +233,11 @@ def probability_of(
     chosen = scores.gather(1, token_ids)
     if token_ids.shape[1] > 1:  # spellings may share a token, whose probability counts once
         again = (token_ids[:, :, None] == token_ids[:, None, :]).tril(-1).any(2)
-        chosen = chosen.masked_fill(again, -torch.inf)
-    chosen, every = (tempered_sum(part, temperature) for part in (chosen, scores))
-    return ((chosen - every) / temperature).squeeze(1).exp()
+        chosen = tempered_sum(chosen.masked_fill(again, -torch.inf), temperature)
+    share = chosen - tempered_sum(scores, temperature)
+    if not isinstance(temperature, int | float) or temperature != 1:
+        share = share / temperature
+    return share.squeeze(1).exp()
 
 
 def tempered_sum(scores: torch.Tensor, temperature: float | torch.Tensor) -> torch.Tensor:

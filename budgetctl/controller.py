@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -11,8 +11,9 @@ from transformers import LogitsProcessor
 
 from budgetctl.budget import NO_CAP, RowBudgets, as_list, tokens_left
 from budgetctl.checks import check_temperature
-from budgetctl.close_record import record_close
+from budgetctl.close_record import CloseNote, note_close
 from budgetctl.closing import Boundaries, closing_window, ends_early, fold_end_of_sequence, next_marker_ids
+from budgetctl.compiled_step import compile_once, covers, read_compiled, tail_of
 from budgetctl.delimiters import ThinkingDelimiters
 from budgetctl.errors import BudgetError
 from budgetctl.exit_probe import ExitProbe
@@ -23,7 +24,7 @@ from budgetctl.leak_guard import guard_answer
 from budgetctl.ledger import CloseLog, PredictionTable
 from budgetctl.limits import RowLimits, RowTensors, repeat_to
 from budgetctl.minimum import Minimum
-from budgetctl.on_device import constant, may_hold
+from budgetctl.on_device import but_not, constant, may_hold
 from budgetctl.phrases import check_phrase
 from budgetctl.predicted_caps import ForecastOfStep, caps_at_step, predicted_length, share_of
 from budgetctl.prefix_hash import hash_of, prefix_totals
@@ -66,6 +67,8 @@ class BudgetController(LogitsProcessor):
         temperature: of the sampling that follows; guidance acts on the sampled distribution alike at any value. For
             greedy decoding give :data:`budgetctl.guidance.GREEDY_TEMPERATURE`.
         greedy: decoding takes the most likely token (only used to tell natural closes from steered ones).
+        compiled: run the step by ``torch.compile`` where the host cannot look at values, on a GPU; the first step then
+            takes seconds. By default where the forecast is compiled.
 
     The knobs from ``effort`` to ``target_tolerance`` and ``temperature`` are one value for all prompts or a sequence
     with one a prompt; ``prompt_length`` is one width or an int64 tensor with one a row.
@@ -97,6 +100,7 @@ class BudgetController(LogitsProcessor):
         guided_steps: str = "every",
         temperature: float | Sequence[float] | torch.Tensor = 1.0,
         greedy: bool = False,
+        compiled: bool | None = None,
     ) -> None:
         self.limits = RowLimits.build(
             effort=effort,
@@ -124,6 +128,7 @@ class BudgetController(LogitsProcessor):
         self.early_exit = early_exit
         self.temperature = temperature
         self.greedy = greedy
+        self.compiled = self.steering.compiled is not None if compiled is None else compiled
         #: Keeps the model's own logits where other processors come before this one.
         self.raw: RawLogits | None = None
         #: Whether the logits of a step may be written to; what was given is gone then.
@@ -183,20 +188,51 @@ class BudgetController(LogitsProcessor):
         limited = limits.limited
         if self.extension is not None or self.early_exit is not None:
             limited = torch.ones_like(limited)
-        reading = self._reader.read(input_ids, self.prompt_length, spans)
-        state = reading.state
+        whole = self.compiled and covers(device)
+        if whole and self.prompt_length is not None:
+            reading = read_compiled(input_ids, self.delimiters, self.prompt_length, spans)
+        else:
+            reading = self._reader.read(input_ids, self.prompt_length, spans)
         forecast = None
         if self.forecast is not None:
             raw = scores if self.raw is None else self.raw.take(scores)
             own = self.first or self.raw is not None
-            forecast = ForecastOfStep(self.forecast, raw, own_logits=own)
-        caps = caps_at_step(self.limits, limits, reading, scores, forecast, self.predictions)
+            forecast = ForecastOfStep(self.forecast, raw, own_logits=own, compiled=whole)
+        caps = caps_at_step(self.limits, limits, reading, forecast, self.predictions)
         if self.kv is not None:
-            caps = self.kv.observe(input_ids.shape[1], state, caps, limits, forecast)
+            caps = self.kv.observe(input_ids.shape[1], reading.state, caps, limits, forecast)
             if self.idle:
                 return scores
             if self.kv.caps is not None:
                 limited = limited | (self.kv.caps < NO_CAP)
+        step: Callable[..., Any] = BudgetController._edit
+        if whole and self.early_exit is None and self.steps is None and self.notes is None:
+            step = compile_once(step)
+            if self.extension is None:
+                input_ids = tail_of(input_ids, self.delimiters, spans)
+            else:  # which counts its phrases in the whole row
+                torch._dynamo.maybe_mark_dynamic(input_ids, 1)
+        result, note = step(self, input_ids, scores, reading, forecast, limits, limited, caps, temperature)
+        if note is not None:
+            self.close_log.record(*note)
+        if self.keeps_latest:
+            self.latest = result.clone()
+        return result
+
+    def _edit(
+        self,
+        input_ids: torch.Tensor,
+        scores: torch.Tensor,
+        reading: Reading,
+        forecast: ForecastOfStep | None,
+        limits: RowTensors,
+        limited: torch.Tensor,
+        caps: torch.Tensor,
+        temperature: float | torch.Tensor,
+    ) -> tuple[torch.Tensor, CloseNote | None]:
+        """Steered logits [B, V] of rows whose reading and thinking budgets ``caps`` [B] are known, and what is noted of the
+        step. It keeps nothing, so that it can be compiled."""
+        state, device = reading.state, scores.device
         window = closing_window(caps, limits.room) if self.boundaries is not None else torch.zeros_like(caps)
         left = tokens_left(state.used, caps, state.generated, limits.room)
         now = None
@@ -204,25 +240,23 @@ class BudgetController(LogitsProcessor):
             now = self.steps.now(input_ids, reading, left)
             limited = limited | now.planned
         if self.notes is not None:
-            limited = limited | self.notes.on(rows, device).noted
+            limited = limited | self.notes.on(len(scores), device).noted
 
         if self._is_quiet(input_ids, scores, reading, limits, left, window, caps):
-            return self._quietly(scores, reading, forecast, limits, left, temperature)
-        result = scores
+            return self._quietly(scores, reading, forecast, limits, left, temperature), None
+        result, note = scores, None
         if may_hold(state.thinking & limited) or (self.limits.has_minimum and may_hold(state.thinking)):
-            result = self._think(
+            result, note = self._think(
                 input_ids, scores, reading, forecast, limits, limited, caps, left, window, now, temperature
             )
-        answering = limited & ~state.thinking & ~state.finished
+        answering = but_not(limited, state.thinking | state.finished)
         if may_hold(answering):
             room = limits.room - state.generated
             own = self.in_place or result is not scores
             result = guard_answer(
                 result, input_ids, state, self.delimiters, answering, left, window, room, in_place=own
             )
-        if self.keeps_latest:
-            self.latest = result.clone()
-        return result
+        return result, note
 
     def _is_quiet(
         self,
@@ -267,8 +301,6 @@ class BudgetController(LogitsProcessor):
             self.quiet_step.record(
                 self.close_log, keys, scores, result, forced, temperature, greedy=self.greedy
             )
-        if self.keeps_latest:
-            self.latest = result.clone()
         return result
 
     def _think(
@@ -284,8 +316,9 @@ class BudgetController(LogitsProcessor):
         window: torch.Tensor,
         now: StepNow | None,
         temperature: float | torch.Tensor,
-    ) -> torch.Tensor:
-        """Scores [B, V] in which the rows that are inside a thought are steered, and closed where it is time."""
+    ) -> tuple[torch.Tensor, CloseNote | None]:
+        """Scores [B, V] in which the rows that are inside a thought are steered, and closed where it is time; and what is
+        noted of it."""
         state, device = reading.state, scores.device
         active = state.thinking & limited
         spent = active & (left == 0)
@@ -315,7 +348,7 @@ class BudgetController(LogitsProcessor):
                 temperature=temperature,
                 in_place=self.in_place,
             )
-        open_ended = active & ~spent
+        unspent = open_ended = but_not(active, spent)
         foldable, minimum = active, None
         if self.limits.has_minimum:
             minimum = Minimum.of(state, limits.minimum, spent, ends, completes)
@@ -335,8 +368,9 @@ class BudgetController(LogitsProcessor):
             steered = minimum.hold(
                 steered, input_ids, state, ends, last, caps, closing_ids, forced_ids, eos_ids, temperature
             )
-        early = torch.zeros_like(active)
-        if self.boundaries is not None:
+        if self.boundaries is None:
+            early = torch.zeros_like(active)
+        else:
             size = len(self.delimiters.forced_end_ids)
             early = ends_early(self.boundaries, size, input_ids, state, open_ended, state_fit, left, window)
         inside = None
@@ -344,10 +378,10 @@ class BudgetController(LogitsProcessor):
             inside = (reading.fence_marks % 2 == 1) & active
             own = self.in_place or steered is not scores
             steered = self.boundaries.spans.keep_whole(
-                steered, input_ids, active & ~spent, inside, unbroken, in_place=own
+                steered, input_ids, unspent, inside, unbroken, in_place=own
             )
-            early = early & ~inside
-        whole = active if inside is None else active & ~inside
+            early = but_not(early, inside)
+        whole = active if inside is None else but_not(active, inside)
         note = None
         if self.notes is not None and self.boundaries is not None:
             note = self.notes.now(input_ids, reading, now, whole, left, self.boundaries)
@@ -358,7 +392,7 @@ class BudgetController(LogitsProcessor):
             exits = self.early_exit(input_ids, open_ended if inside is None else open_ended & ~inside, state)
             early = early | exits
         forced = spent | early
-        free = whole & ~forced
+        free = but_not(whole, forced)
         if note is not None:
             steered = force_tokens(steered, free & (note.begun | note.due), note.token)
             free = free & ~note.begun
@@ -366,10 +400,10 @@ class BudgetController(LogitsProcessor):
             steered = self.steps.headings(
                 steered, scores, input_ids, reading, now, free, left, self.boundaries, temperature
             )
+        close = None
         if self.keeps_log:
             noted = active if minimum is None else active | minimum.too_short
-            record_close(
-                self.close_log,
+            close = note_close(
                 torch.where(noted, reading.total ^ limits.salt, 0),
                 scores,
                 steered,
@@ -379,7 +413,8 @@ class BudgetController(LogitsProcessor):
                 exits,
                 greedy=self.greedy,
             )
-        return force_tokens(steered, forced, forced_ids, in_place=self.in_place or steered is not scores)
+        own = self.in_place or steered is not scores
+        return force_tokens(steered, forced, forced_ids, in_place=own), close
 
     def _temperature(self, rows: int, device: torch.device) -> float | torch.Tensor:
         """A number, or [rows, 1]."""

@@ -80,8 +80,11 @@ class LengthForecast:
     def natural_length(self, outlook: Outlook) -> torch.Tensor:
         """[B] thinking tokens still to come that suffice for ``NATURAL_COVERAGE`` of the thoughts, the close not
         counted, at least 1."""
-        length = self.predictor.quantile(*outlook.parameters, self.natural_level)
-        return (length - 1).clamp(min=1)
+        return self.length_of(*outlook.parameters)
+
+    def length_of(self, concentration: torch.Tensor, rate: torch.Tensor) -> torch.Tensor:
+        """The same [B] from the state's parameters [B]."""
+        return (self.predictor.quantile(concentration, rate, self.natural_level) - 1).clamp(min=1)
 
     @torch.no_grad()
     def fit(

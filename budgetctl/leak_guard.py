@@ -7,7 +7,7 @@ import torch
 from budgetctl.closing import next_marker_ids
 from budgetctl.delimiters import ThinkingDelimiters, Tokens
 from budgetctl.kernels.host_reads import may_look
-from budgetctl.on_device import constant, may_hold
+from budgetctl.on_device import but_not, constant, may_hold
 from budgetctl.score_edits import ban_tokens, dead_rows, unless_dead
 from budgetctl.state import ThinkingState
 
@@ -40,7 +40,7 @@ def guard_answer(
         room: [B] int64 new tokens before the close of a thought must begin; no thought is opened after them.
         in_place: the ``scores`` may be written to.
     """
-    answering, waiting = state.closed & rows, ~state.started & rows
+    answering, waiting = state.closed & rows, but_not(rows, state.started)
     edits: list[tuple[torch.Tensor, torch.Tensor]] = []
     if not delimiters.resumes_turn:  # there, every message of an answer ends as a thought does
         endings = beginnings(delimiters.end_variants, delimiters.close_refusal)
@@ -66,18 +66,19 @@ def guard_answer(
     in_place = in_place and may_look(scores.device)
     came = scores.gather(1, ids) if in_place else None
     guarded = ban_tokens(scores, ids, rows, in_place=in_place)
-    if not may_hold(dead_rows(guarded)):
+    dead = dead_rows(guarded)
+    if not may_hold(dead):
         return guarded
     if came is not None:
         guarded = guarded.clone()
         scores.scatter_(1, ids, came)
     if not openings:
-        return unless_dead(guarded, scores)
+        return unless_dead(guarded, scores, dead)
     in_budget = scores
     if edits[-1][0] is opening_ids:
         in_budget = ban_tokens(scores, *edits[-1])
     ended = _ended(in_budget, scores, delimiters.eos_ids)
-    return unless_dead(unless_dead(guarded, in_budget), ended)
+    return unless_dead(unless_dead(guarded, in_budget, dead), ended)
 
 
 def _ended(banned: torch.Tensor, scores: torch.Tensor, eos_ids: Tokens) -> torch.Tensor:

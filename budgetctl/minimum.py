@@ -93,7 +93,10 @@ class Minimum:
         allowed = ban_tokens(scores, closing_ids, self.too_early)
         allowed = ban_tokens(allowed, begun_ids, begun & last[:, None])
         allowed = ban_tokens(allowed, endings, self.too_short[:, None].expand_as(endings))
-        if allowed is scores or not may_hold(dead_rows(allowed)):
+        if allowed is scores:
+            return allowed
+        dead = dead_rows(allowed)
+        if not may_hold(dead):
             return allowed
         closable = fold_end_of_sequence(scores, self.too_short, eos_ids, forced_ids, temperature)
-        return unless_dead(allowed, closable)
+        return unless_dead(allowed, closable, dead)

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from budgetctl.budget import NO_CAP
+from budgetctl.compiled_step import compile_once
 from budgetctl.forecast import LengthForecast, Outlook
 from budgetctl.kernels.host_reads import array_of, may_look
 from budgetctl.ledger import PredictionTable
@@ -24,14 +25,23 @@ class ForecastOfStep:
         forecast: the remaining-length forecast.
         scores: [B, V] the model's own logits.
         own_logits: they are known to be so.
+        compiled: by ``torch.compile``, which makes the outlook, the length and whether it is one in a few launches.
     """
 
-    def __init__(self, forecast: LengthForecast, scores: torch.Tensor, own_logits: bool) -> None:
+    def __init__(
+        self, forecast: LengthForecast, scores: torch.Tensor, own_logits: bool, compiled: bool = False
+    ) -> None:
         self._forecast = forecast
+        self._length: torch.Tensor | None = None
+        self._real: torch.Tensor | None = None
         self.scores, self.own_logits = scores, own_logits
         self._outlook: Outlook | None = None
         #: In which it is computed.
         self.dtype = forecast.dtype
+        self.compiled = compiled
+        if compiled:
+            features, self._length, self._real = compile_once(_look_ahead)(forecast, scores, own_logits)
+            self._outlook = Outlook(features, forecast.head)
 
     def outlook(self) -> Outlook:
         """State-level parameters of the rows."""
@@ -41,14 +51,31 @@ class ForecastOfStep:
 
     def natural_length(self) -> torch.Tensor:
         """[B] thinking tokens still to come that suffice for most thoughts."""
-        return self._forecast.natural_length(self.outlook())
+        if self._length is None:
+            self._length = self._forecast.natural_length(self.outlook())
+        return self._length
+
+    def real(self) -> torch.Tensor:
+        """[B] bool: constant logits are no forecast, some decoding modes call processors with a placeholder."""
+        return _differ(self.scores) if self._real is None else self._real
+
+
+def _look_ahead(
+    forecast: LengthForecast, scores: torch.Tensor, own_logits: bool
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Features [B, n], predicted length [B] and :meth:`ForecastOfStep.real` from the model's logits [B, V]."""
+    features = forecast.features(scores, own_logits)
+    return features, forecast.length_of(*forecast.head.state_parameters(features)), _differ(scores)
+
+
+def _differ(scores: torch.Tensor) -> torch.Tensor:
+    return scores.amax(1) > scores.amin(1)
 
 
 def caps_at_step(
     limits: RowLimits,
     rows: RowTensors,
     reading: Reading,
-    scores: torch.Tensor,
     forecast: ForecastOfStep | None,
     predictions: PredictionTable,
 ) -> torch.Tensor:
@@ -61,13 +88,19 @@ def caps_at_step(
         return rows.caps
     state = reading.state
     if may_hold(state.at_start):
-        # Constant logits are no forecast: some decoding modes call processors with a placeholder.
-        real = scores.amax(1) > scores.amin(1)
-        predictions.store(reading.start_key, forecast.natural_length(), state.at_start & real)
+        predictions.store(reading.start_key, forecast.natural_length(), state.at_start & forecast.real())
     if not limits.budgets.needs_prediction:
         return rows.caps
     predicted = predicted_length(reading, forecast, predictions)
-    return torch.minimum(rows.caps, share_of(predicted, rows.fractions, rows.minimum))
+    share = compile_once(_smaller_share) if forecast.compiled else _smaller_share
+    caps: torch.Tensor = share(predicted, rows.fractions, rows.minimum, rows.caps)
+    return caps
+
+
+def _smaller_share(
+    predicted: torch.Tensor, fractions: torch.Tensor, minimum: torch.Tensor, caps: torch.Tensor
+) -> torch.Tensor:
+    return torch.minimum(caps, share_of(predicted, fractions, minimum))
 
 
 def predicted_length(
@@ -82,8 +115,9 @@ def predicted_length(
     predicted = predictions.lookup(
         reading.start_key, torch.full(used.shape, torch.nan, dtype=forecast.dtype, device=used.device)
     )
-    if may_hold(predicted.isnan()):
-        predicted = torch.where(predicted.isnan(), used + forecast.natural_length(), predicted)
+    unknown = predicted.isnan()
+    if may_hold(unknown):
+        predicted = torch.where(unknown, used + forecast.natural_length(), predicted)
     return predicted
 
 
@@ -95,5 +129,5 @@ def share_of(predicted: torch.Tensor, fractions: torch.Tensor, minimum: torch.Te
             parts = np.where(np.isfinite(wanted), wanted.astype(lengths.dtype) * lengths, float(NO_CAP))
             tokens = np.minimum(np.maximum(np.rint(parts), 1), NO_CAP).astype(np.int64)
         return torch.from_numpy(np.maximum(tokens, array_of(minimum)))
-    share = torch.where(fractions.isfinite(), fractions.to(predicted.dtype) * predicted, float(NO_CAP))
+    share = fractions.to(predicted.dtype) * predicted  # an infinite one is cut off with the rest
     return torch.maximum(share.round().clamp(1, NO_CAP).to(torch.int64), minimum)

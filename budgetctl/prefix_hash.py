@@ -11,6 +11,9 @@ Integers = TypeVar("Integers", torch.Tensor, np.ndarray[Any, Any])
 
 _ODD = (-7046029254386353131, -4658895280553007687, -7723592293110705685)  # splitmix64's constants as int64
 
+#: The sign bit, which all hashes have.
+NEVER_0 = -(2**63)
+
 
 def mix(values: Integers) -> Integers:
     """A bijective scramble of int64 values (the finaliser of splitmix64, in wrapping arithmetic)."""
@@ -20,17 +23,31 @@ def mix(values: Integers) -> Integers:
     return values ^ ((values >> 31) & (2**33 - 1))
 
 
+#: Of each device, as many columns as were asked for, mixed.
+_MIXED: dict[torch.device, torch.Tensor] = {}
+
+
 def prefix_totals(input_ids: torch.Tensor) -> torch.Tensor:
     """Running totals [B, T] int64 of the tokens [B, T]; the hash of a prefix is a function of its total and its
     length, so that it can be carried on token by token."""
-    columns = torch.arange(1, 1 + input_ids.shape[1], device=input_ids.device)
-    return mix(mix(columns)[None, :] ^ input_ids).cumsum(1)
+    return mix(_mixed_columns(input_ids.shape[1], input_ids.device) ^ input_ids).cumsum(1)
+
+
+def _mixed_columns(width: int, device: torch.device) -> torch.Tensor:
+    """``mix`` of 1 to ``width``, [T]; nobody may write to it."""
+    if torch.compiler.is_compiling():
+        return mix(torch.arange(1, width + 1, device=device))
+    known = _MIXED.get(device)
+    if known is None or len(known) < width:
+        with torch.inference_mode(False):
+            known = _MIXED[device] = mix(torch.arange(1, 2 * width + 1024, device=device))
+    return known[:width]
 
 
 def hash_of(totals: torch.Tensor, lengths: torch.Tensor | int) -> torch.Tensor:
     """The hash of prefixes by total and length (shapes that broadcast); never 0."""
-    hashed = mix(totals ^ lengths)
-    return torch.where(hashed == 0, 1, hashed)
+    # Totals are sums of scrambled numbers already.
+    return (totals ^ lengths) | NEVER_0
 
 
 def hash_prefixes(input_ids: torch.Tensor) -> torch.Tensor:

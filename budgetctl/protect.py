@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
+from functools import cached_property, reduce
 
 import torch
 from transformers import PreTrainedTokenizerBase
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
+from budgetctl.budget import NO_CAP
 from budgetctl.kernels.host_reads import may_look
-from budgetctl.on_device import may_hold
+from budgetctl.on_device import but_not, columns_of, constant, may_hold
 from budgetctl.score_edits import dead_rows, force_tokens, unless_dead
 from budgetctl.spelling import encode
 
@@ -34,6 +35,12 @@ class Spans:
     fence: torch.Tensor
     fence_end: tuple[int, ...]
     missing: torch.Tensor | None
+    #: [V] int64, tokens that must be left for a character to be finished; below any number where none is begun.
+    _needed: torch.Tensor | None = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        needed = None if self.missing is None else torch.where(self.missing > 0, self.missing, -NO_CAP)
+        object.__setattr__(self, "_needed", needed)
 
     @classmethod
     def from_tokenizer(
@@ -57,7 +64,7 @@ class Spans:
     def fence_marks(self, input_ids: torch.Tensor, thought_start: torch.Tensor) -> torch.Tensor:
         """[B] int64 tokens of rows [B, T] from ``thought_start`` [B] on that open or close a code fence: an odd number
         leaves one open."""
-        columns = torch.arange(input_ids.shape[1], device=input_ids.device)
+        columns = columns_of(input_ids.shape[1], input_ids.device)
         return (self.fence[input_ids] & (columns >= thought_start[:, None])).sum(1)
 
     def keep_whole(
@@ -89,7 +96,10 @@ class Spans:
             self._ban_on_host(whole, near, inside, left)
             return force_tokens(whole, *self.fence_steps(input_ids, inside & rows, left), in_place=True)
         allowed = scores.masked_fill(self.forbidden(rows, inside, left), -torch.inf)
-        return force_tokens(unless_dead(allowed, scores), *self.fence_steps(input_ids, inside & rows, left))
+        whole = unless_dead(allowed, scores)
+        if not self.fence_end:
+            return whole
+        return force_tokens(whole, *self.fence_steps(input_ids, inside & rows, left))
 
     def _ban_on_host(
         self, scores: torch.Tensor, rows: torch.Tensor, inside: torch.Tensor, left: torch.Tensor
@@ -134,9 +144,11 @@ class Spans:
             left: [B] int64 thinking tokens left.
         """
         size = len(self.fence_end)
-        rows = torch.zeros_like(inside)
-        tokens = torch.zeros_like(left)
-        for done in range(min(size, input_ids.shape[1] + 1)):
+        if not size:
+            return torch.zeros_like(inside), torch.zeros_like(left)
+        rows = inside & (left == size)
+        tokens = constant(self.fence_end[:1], left.device).expand_as(left)
+        for done in range(1, min(size, input_ids.shape[1] + 1)):
             begun = inside & (left == size - done)
             for back in range(done):
                 begun = begun & (input_ids[:, -done + back] == self.fence_end[back])
@@ -153,12 +165,13 @@ class Spans:
             left: [B] int64 thinking tokens left.
         """
         size = len(self.fence_end)
-        no_room = rows & ~inside & (left <= size)
-        banned = self.fence[None, :] & no_room[:, None] & (size > 0)
-        if self.missing is not None:
-            room = left - size * inside
-            banned = banned | (rows[:, None] & (self.missing[None, :] >= room[:, None]) & (self.missing > 0))
-        return banned
+        parts = []
+        if size:
+            parts.append(self.fence & (but_not(rows, inside) & (left <= size))[:, None])
+        if self._needed is not None:
+            room = left - size * inside if size else left
+            parts.append(self._needed >= torch.where(rows, room, NO_CAP)[:, None])
+        return reduce(torch.logical_or, parts) if parts else torch.zeros_like(rows)[:, None]
 
 
 def token_bytes(tokenizer: PreTrainedTokenizerBase, count: int) -> list[bytes]:

@@ -38,14 +38,17 @@ def ban_tokens(
     current = scores.gather(1, token_ids)
     # Two spellings may share a token: the lowest value written wins.
     edit = scores.scatter_reduce_ if in_place else scores.scatter_reduce
-    return edit(1, token_ids, torch.where(banned, -torch.inf, current), "amin")
+    return edit(1, token_ids, current.masked_fill(banned, -torch.inf), "amin")
 
 
-def unless_dead(edited: torch.Tensor, otherwise: torch.Tensor) -> torch.Tensor:
-    """``edited`` scores [B, V], those of ``otherwise`` in rows that have no token left."""
+def unless_dead(
+    edited: torch.Tensor, otherwise: torch.Tensor, dead: torch.Tensor | None = None
+) -> torch.Tensor:
+    """``edited`` scores [B, V], those of ``otherwise`` in rows that have no token left, which are ``dead`` [B] bool where
+    that is known."""
     if edited is otherwise:
         return edited
-    dead = dead_rows(edited)
+    dead = dead_rows(edited) if dead is None else dead
     return torch.where(dead[:, None], otherwise, edited) if may_hold(dead) else edited
 
 

@@ -7,8 +7,28 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
-from budgetctl.delimiters import ThinkingDelimiters, Tokens
+from budgetctl.delimiters import ThinkingDelimiters
+from budgetctl.marker_search import (
+    CLOSES,
+    EOS,
+    HEADERS,
+    OPENS,
+    Markers,
+    any_of,
+    blank_length,
+    first_column,
+    highest,
+    last_column,
+    lead_length,
+    longest_of,
+    marker_progress,
+    match_lengths,
+)
+from budgetctl.on_device import columns_of, constant
+
+__all__ = ["ThinkingState", "marker_progress", "match_lengths", "thinking_state"]
 
 
 @dataclass
@@ -49,14 +69,12 @@ class ThinkingState:
 
 
 class _Events(NamedTuple):
-    """Opens and closes [B, T]: the marker's length at the column that completes it, 0 elsewhere.
-
-    ``inside`` [B, T + 1]: whether the row is in a thought before each column, and after the last.
-    """
+    """Opens and closes that change the state, [B, T] bool at the column that completes one; and whether the row is in a
+    thought ``after`` each column."""
 
     opens: Tensor
     closes: Tensor
-    inside: Tensor
+    after: Tensor
 
 
 def thinking_state(
@@ -81,58 +99,62 @@ def thinking_state(
         blank = thinking_state(ids.new_full((rows, 1), -1), delimiters, prompt_length=1)
         blank.thought_start = torch.zeros_like(blank.thought_start)
         return blank
-    columns = torch.arange(width, device=ids.device).expand(rows, width)
-    prompt = None
+    columns = columns_of(width, ids.device)
+    prompt: int | Tensor | None = prompt_length
     if isinstance(prompt_length, Tensor):
         prompt = prompt_length.to(ids.device).clamp(max=width)
-    elif prompt_length is not None:
-        prompt = columns.new_full((rows,), min(prompt_length, width))
-    eos = _is_any(ids, delimiters.eos_ids)
-    start, header_found = _turn_start(ids, columns, eos, delimiters, prompt)
+    elif prompt_length is not None and prompt_length > width:
+        prompt = width
+    markers = Markers.find(ids, delimiters)
+    start, header_found = _turn_start(ids, columns, markers, delimiters, prompt)
 
-    ending = eos & (columns >= start[:, None])
-    if prompt is None:  # the row's first tokens may be padding; a known prompt ends before any that counts
-        ending &= (~eos).cumsum(1) > 0
-    end = _first(ending)
-    live = (columns >= start[:, None]) & (columns < end[:, None])
-    opens = match_lengths(ids, delimiters.all_opens, start) * live
-    closes = match_lengths(ids, delimiters.all_ends, start) * live
-    events = _events(columns, opens, closes, start, delimiters)
+    begins, end = columns >= start[:, None], None
+    if markers.counts[EOS]:
+        ending = markers.any(EOS) & begins
+        if (
+            prompt is None
+        ):  # the row's first tokens may be padding; a known prompt ends before any that counts
+            ending &= (~markers.any(EOS)).cumsum(1) > 0
+        end = first_column(ending)
+    before_end = None if end is None else columns < end[:, None]
+    there = _from(markers, columns, start, begins)
+    there = there if before_end is None else there & before_end
+    opening, closing = there[: markers.counts[OPENS]], there[markers.counts[OPENS] :]
+    events = _events(columns, opening, closing, delimiters)
 
-    first_open = _first(events.opens > 0)
+    first_open = first_column(events.opens)
     opened = first_open < width
-    thinking_to_the_end = events.inside[:, -1]
-    started = opened | delimiters.implicit
+    started = torch.ones_like(opened) if delimiters.implicit else opened
     if delimiters.implicit:
-        thought_start, again = start, events.opens
+        thought_start = start
     else:
-        thought_start = torch.where(opened, first_open + 1, width)
-        lead = _lead_length(ids, thought_start, end, delimiters.lead_ids)
-        white = _blank_length(ids, thought_start, events.closes, delimiters.blank_ids, prompt)
-        thought_start = thought_start + torch.maximum(lead, white)
-        again = events.opens.masked_fill(columns == first_open[:, None], 0)
+        thought_start = (first_open + 1).clamp(max=width)
+        lead = lead_length(ids, thought_start, end, delimiters.lead_ids)
+        white = blank_length(ids, thought_start, events.closes, closing, delimiters, prompt)
+        if lead is not None and white is not None:
+            lead = torch.maximum(lead, white)
+        more = white if lead is None else lead
+        thought_start = thought_start if more is None else thought_start + more
 
-    # Thinking tokens: columns in a thought that are neither lead nor part of a close; markers of later openings.
-    closing = torch.zeros_like(live)
-    for offset in range(max(len(v) for v in delimiters.all_ends)):
-        closing[:, : max(width - offset, 0)] |= events.closes[:, offset:] > offset
-    content = events.inside[:, :-1] & live & ~closing & (columns >= thought_start[:, None])
-    used = content.sum(1) + again.sum(1)
+    used = _content(columns, events, closing, delimiters, thought_start, before_end).sum(1)
+    if any(len(marker) > 1 for marker in delimiters.all_opens):
+        # Of a marker that opens again, all tokens count; its last one does already.
+        again = events.opens if delimiters.implicit else events.opens & (columns > first_open[:, None])
+        used = used + (longest_of(opening, delimiters.all_opens) - 1).mul(again).sum(1)
 
-    finished = end < width
-    thinking = thinking_to_the_end & ~finished
-    last_close = _last(events.closes > 0)
-    closed = started & ~thinking_to_the_end
+    inside = events.after[:, -1]
+    finished = torch.zeros_like(inside) if end is None else end < width
+    thinking = inside if end is None else inside > finished  # and not
+    closed = started > inside
     if prompt is not None:
-        generated = width - prompt
+        generated = start.new_full((rows,), width - prompt) if isinstance(prompt, int) else width - prompt
     else:
-        marker = (
-            events.opens.gather(1, first_open.clamp(max=max(width - 1, 0))[:, None])[:, 0] if width else start
-        )
+        marker = longest_of(opening, delimiters.all_opens).gather(1, first_open.clamp(max=width - 1)[:, None])
         by_template = (
-            delimiters.opened_by_template & header_found & opened & (first_open + 1 - marker == start)
+            delimiters.opened_by_template & header_found & opened & (first_open + 1 - marker[:, 0] == start)
         )
         generated = width - torch.where(by_template, thought_start, start)
+    after_close = width if end is None else end
     return ThinkingState(
         thinking=thinking,
         used=used,
@@ -141,152 +163,127 @@ def thinking_state(
         closed=closed,
         finished=finished,
         close_progress=marker_progress(ids, delimiters.forced_end_ids, thought_start, thinking),
-        open_progress=marker_progress(ids, delimiters.open_ids, start, ~thinking_to_the_end & ~finished),
+        open_progress=marker_progress(ids, delimiters.open_ids, start, ~(inside | finished)),
         thought_start=thought_start,
         generated=generated,
-        answer_tokens=torch.where(closed, end - 1 - last_close, 0),
+        answer_tokens=torch.where(closed, after_close - 1 - last_column(events.closes), 0),
     )
 
 
 def _turn_start(
-    ids: Tensor, columns: Tensor, eos: Tensor, delimiters: ThinkingDelimiters, prompt: Tensor | None
+    ids: Tensor,
+    columns: Tensor,
+    markers: Markers,
+    delimiters: ThinkingDelimiters,
+    prompt: int | Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """First column of the turn, and whether a header stands before it, [B] each."""
-    zero = torch.zeros(ids.shape[0], dtype=torch.int64, device=ids.device)
-    headers = match_lengths(ids, (delimiters.turn_start_ids,), zero) > 0
-    if prompt is not None:
-        headers = headers & (columns < prompt[:, None])
-    elif delimiters.resumes_turn:
-        headers = headers & ~_after_thought(ids, columns, headers, delimiters)
-    start = _last(headers) + 1
-    found = start > 0
+    rows = len(ids)
     if prompt is None:
-        return start, found
-    in_prompt = columns < prompt[:, None]
-    last_end = _last(eos & in_prompt)
-    found = found & (last_end < start)
-    # Completion-style prompt: only an open marker that nothing follows but thought.
-    opens = match_lengths(ids, delimiters.all_opens, zero).masked_fill(~in_prompt, 0)
-    closes = match_lengths(ids, delimiters.all_ends, zero).masked_fill(~in_prompt, 0)
-    last_open = _last(opens > 0)
-    left_open = last_open > torch.maximum(_last(closes > 0), last_end)
-    length = opens.gather(1, last_open.clamp(min=0)[:, None])[:, 0]
-    bare = torch.where(left_open, last_open + 1 - length, prompt)
+        if not markers.counts[HEADERS]:
+            return columns.new_zeros(rows), torch.zeros(rows, dtype=torch.bool, device=ids.device)
+        headers = markers.any(HEADERS)
+        if delimiters.resumes_turn:
+            headers = headers & ~_after_thought(columns, headers, markers, delimiters)
+        start = last_column(headers) + 1
+        return start, start > 0
+    # Only what stands in the prompt counts.
+    if isinstance(prompt, int):
+        lasts = last_column(markers.found[..., :prompt])
+        bare = constant((prompt,), ids.device).expand(rows)
+    else:
+        lasts = last_column(markers.found & (columns < prompt[:, None]))
+        bare = prompt
+    last_end = None
+    if markers.counts[EOS]:
+        last_end = highest(lasts[markers.of(EOS)])
+    if markers.counts[OPENS]:
+        # Completion-style prompt: only an open marker that nothing follows but thought.
+        opens = lasts[markers.of(OPENS)]
+        last_open, last_close = highest(opens), highest(lasts[markers.of(CLOSES)])
+        left_open = last_open > (last_close if last_end is None else torch.maximum(last_close, last_end))
+        sizes = markers.sizes[markers.of(OPENS)]
+        before: int | Tensor = sizes[0] - 1
+        if len(set(sizes)) > 1:
+            size = constant(sizes, ids.device)[:, None]
+            before = torch.where(opens == last_open, size, 0).amax(0) - 1
+        bare = torch.where(left_open, last_open - before, bare)
+    if not markers.counts[HEADERS]:
+        return bare, torch.zeros_like(bare, dtype=torch.bool)
+    start = lasts[0] + 1
+    found = start > (0 if last_end is None else last_end.clamp(min=0))
     return torch.where(found, start, bare), found
 
 
-def _after_thought(ids: Tensor, columns: Tensor, headers: Tensor, delimiters: ThinkingDelimiters) -> Tensor:
+def _after_thought(
+    columns: Tensor, headers: Tensor, markers: Markers, delimiters: ThinkingDelimiters
+) -> Tensor:
     """[B, T] bool: a header that ends here would directly follow the close of a thought.
 
     Only an open marker that directly follows one of the ``headers`` [B, T] counts: one that a user typed does not.
     """
-    rows, width = ids.shape
-    zero = torch.zeros(rows, dtype=torch.int64, device=ids.device)
-    opens = match_lengths(ids, delimiters.all_opens, zero)
-    before = columns - opens
-    opens = opens * ((before >= 0) & headers.gather(1, before.clamp(min=0)))
-    closes = match_lengths(ids, delimiters.all_ends, zero)
-    events = _events(columns, opens, closes, zero, delimiters)
+    width = len(columns)
+    opens, closes = (markers.found[markers.of(kind)] for kind in (OPENS, CLOSES))
+    before = columns - longest_of(opens, delimiters.all_opens)
+    opens = opens & (before >= 0) & headers.gather(1, before.clamp(min=0))
+    events = _events(columns, opens, closes, delimiters)
     shift = len(delimiters.turn_start_ids)
-    after = torch.zeros_like(columns, dtype=torch.bool)
-    after[:, shift:] = events.closes[:, : max(width - shift, 0)] > 0
+    after = torch.zeros_like(headers)
+    after[:, shift:] = events.closes[:, : max(width - shift, 0)]
     return after
 
 
-def _events(
-    columns: Tensor, opens: Tensor, closes: Tensor, start: Tensor, delimiters: ThinkingDelimiters
-) -> _Events:
-    """The opens and closes that change the state, of all that stand there ([B, T] lengths as in ``_Events``).
+def _from(markers: Markers, columns: Tensor, start: Tensor, begins: Tensor) -> Tensor:
+    """[n, B, T] bool: opens, then closes, that begin at or after ``start`` [B]; ``begins`` [B, T] are columns from there."""
+    first = markers.of(OPENS).start
+    found, sizes = markers.found[first:], markers.sizes[first:]
+    if max(sizes) == 1:
+        return found & begins
+    shift = constant(tuple(size - 1 for size in sizes), columns.device)
+    return found & (columns >= (start + shift[:, None])[:, :, None])
+
+
+def _events(columns: Tensor, opens: Tensor, closes: Tensor, delimiters: ThinkingDelimiters) -> _Events:
+    """The opens and closes that change the state, of all that stand there, [n, B, T] bool each.
 
     Markers of the two kinds cannot overlap (``ThinkingDelimiters`` refuses such), so the kind of the last complete
     marker tells whether a thought is open, and no scan over the columns is needed.
     """
-    last_open = torch.where(opens > 0, columns, -1).cummax(1).values
-    last_close = torch.where(closes > 0, columns, -1).cummax(1).values
-    inside = last_open > last_close
+    opening, closing = any_of(opens), any_of(closes)
+    last_open, last_close = torch.where(torch.stack([opening, closing]), columns, -1).cummax(2).values
+    after = last_open > last_close
     if delimiters.implicit:
-        inside = inside | (last_close < 0)
-    before_all = torch.full_like(start[:, None], delimiters.implicit, dtype=torch.bool)
-    inside = torch.cat([before_all, inside], 1)
-    return _Events(opens * ~inside[:, :-1], closes * inside[:, :-1], inside)
+        after = after | (last_close < 0)
+    before = pad(after[:, :-1], (1, 0), value=delimiters.implicit)
+    return _Events(opening > before, closing & before, after)  # and not
 
 
-def match_lengths(ids: Tensor, variants: tuple[Tokens, ...], start: Tensor) -> Tensor:
-    """[B, T] int64: length of the longest variant that ends at each column and begins at or after ``start`` [B]."""
-    rows, width = ids.shape
-    lengths = torch.zeros((rows, width), dtype=torch.int64, device=ids.device)
-    begins = torch.arange(width, device=ids.device) >= start[:, None]
-    for variant in variants:
-        size = len(variant)
-        if size == 0 or size > width:
-            continue
-        hit = begins[:, : width - size + 1]
-        for offset, token in enumerate(variant):
-            hit = hit & (ids[:, offset : width - size + 1 + offset] == token)
-        lengths[:, size - 1 :] = torch.maximum(lengths[:, size - 1 :], hit * size)
-    return lengths
-
-
-def _lead_length(ids: Tensor, thought_start: Tensor, end: Tensor, lead: Tokens) -> Tensor:
-    """[B] length of ``lead`` where it stands complete at column ``thought_start``, else 0."""
-    width = ids.shape[1]
-    if not lead:
-        return torch.zeros_like(thought_start)
-    there = thought_start + len(lead) <= end
-    for offset, token in enumerate(lead):
-        column = (thought_start + offset).clamp(max=width - 1)
-        there = there & (ids.gather(1, column[:, None])[:, 0] == token)
-    return there * len(lead)
-
-
-def _blank_length(
-    ids: Tensor, begin: Tensor, closes: Tensor, blanks: tuple[Tokens, ...], prompt: Tensor | None
+def _content(
+    columns: Tensor,
+    events: _Events,
+    closing: Tensor,
+    delimiters: ThinkingDelimiters,
+    thought_start: Tensor,
+    before_end: Tensor | None,
 ) -> Tensor:
-    """[B] tokens from column ``begin`` to the first close, where they are one of ``blanks`` and the close stands in the
-    prompt, else 0; without ``prompt`` any close may be the template's."""
-    width = ids.shape[1]
-    length = torch.zeros_like(begin)
-    close = _first(closes > 0)
-    size = closes.gather(1, close.clamp(max=width - 1)[:, None])[:, 0]
-    between = close + 1 - size - begin
-    given = close < (width if prompt is None else prompt)
-    for blank in blanks:
-        hit = given & (between == len(blank))
-        for offset, token in enumerate(blank):
-            column = (begin + offset).clamp(max=width - 1)
-            hit = hit & (ids.gather(1, column[:, None])[:, 0] == token)
-        length = torch.where(hit, len(blank), length)
-    return length
+    """[B, T] bool: tokens in a thought that are neither lead nor part of a close, and the last of markers that open it
+    again.
 
-
-def marker_progress(ids: Tensor, marker: Tokens, begin: Tensor, rows: Tensor) -> Tensor:
-    """[B] length of the longest proper beginning of ``marker`` that ends the row, from column ``begin`` on.
-
-    It never reaches back over a marker of the other kind, since the two cannot overlap.
+    Args:
+        closing: [n, B, T] bool, closes that stand there.
+        before_end: [B, T] bool, columns before the end of sequence.
     """
-    width = ids.shape[1]
-    progress = torch.zeros_like(begin)
-    for size in range(1, min(len(marker), width + 1)):
-        hit = rows & (begin <= width - size)
-        for offset in range(size):
-            hit = hit & (ids[:, width - size + offset] == marker[offset])
-        progress = torch.where(hit, size, progress)
-    return progress
-
-
-def _is_any(ids: Tensor, tokens: Tokens) -> Tensor:
-    found = torch.zeros_like(ids, dtype=torch.bool)
-    for token in tokens:
-        found = found | (ids == token)
-    return found
-
-
-def _first(mask: Tensor) -> Tensor:
-    """[B] first true column of a [B, T] mask, T when there is none; T is at least 1."""
-    width = mask.shape[1]
-    return torch.where(mask, torch.arange(width, device=mask.device), width).amin(1)
-
-
-def _last(mask: Tensor) -> Tensor:
-    """[B] last true column of a [B, T] mask, -1 when there is none; T is at least 1."""
-    return torch.where(mask, torch.arange(mask.shape[1], device=mask.device), -1).amax(1)
+    content = events.after & (columns >= thought_start[:, None])
+    if before_end is not None:
+        content = content & before_end
+    ends = delimiters.all_ends
+    longest = max(map(len, ends))
+    if longest == 1:
+        return content
+    # Tokens of a close before its last one.
+    size = torch.where(events.closes, longest_of(closing, ends), 0)
+    width = len(columns)
+    for offset in range(1, longest):
+        if offset < width:
+            content = content & pad(size[:, offset:] <= offset, (0, offset), value=True)
+    return content

@@ -86,12 +86,13 @@ class Steering:
             in_place: write the guided scores into ``scores``, unless guidance is compiled.
         """
         assert self.forecast is not None
-        steered = torch.zeros_like(active)
-        if self.strength > 0:
-            steered = (
-                active if self.guided_steps == "every" else active & self.guided(input_ids, state, boundaries)
-            )
-        if not may_hold(steered | near):
+        if self.strength == 0:
+            steered = torch.zeros_like(active)
+        elif self.guided_steps == "every":
+            steered = active
+        else:
+            steered = active & self.guided(input_ids, state, boundaries)
+        if not (may_hold(steered) or may_hold(near)):
             return scores, None
         action = torch.where(steered, int(Action.GUIDE), near.to(torch.int8) * Action.EVALUATE)
         lower = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 from functools import cached_property
 from typing import Any
@@ -131,15 +131,15 @@ class GuidanceHead:
     table: torch.Tensor
     floor: float
 
-    @cached_property
-    def width(self) -> int:
-        """Pre-activations of the trunk."""
-        return self.weight.shape[1]
+    #: Pre-activations of the trunk.
+    width: int = field(init=False)
+    #: Numbers a token has in the table.
+    rank: int = field(init=False)
 
-    @cached_property
-    def rank(self) -> int:
-        """Numbers a token has in the table."""
-        return self.table.shape[1]
+    def __post_init__(self) -> None:
+        # Made here, and not when first asked for, which would break a compiled graph.
+        object.__setattr__(self, "width", self.weight.shape[1])
+        object.__setattr__(self, "rank", self.table.shape[1])
 
     @cached_property
     def arrays(self) -> tuple[np.ndarray[Any, Any], ...]:

@@ -11,7 +11,9 @@ moved by a low-rank bilinear term of the state and v's row of the model's own ou
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
+from statistics import NormalDist
 
 import torch
 from torch import nn
@@ -132,12 +134,17 @@ class GammaLengthPredictor(nn.Module):
         Wilson-Hilferty's cube-root normal approximation, never below the lower bound (q Gamma(a + 1))^(1/a), which is
         the quantile itself as a goes to 0. Within one per cent of log(1 + L) for a >= 3 and levels of 5 to 95 %.
         """
-        # Filled in on the device: a copy of a number from the host would be waited for.
-        level = q.to(concentration) if isinstance(q, torch.Tensor) else concentration.new_full((), q)
-        level = level.clamp(1e-6, 1 - 1e-6)
+        log_level: float | torch.Tensor
+        if isinstance(q, torch.Tensor) or torch.compiler.is_compiling():
+            level = q.to(concentration) if isinstance(q, torch.Tensor) else concentration.new_full((), q)
+            level = level.clamp(1e-6, 1 - 1e-6)
+            normal, log_level = torch.special.ndtri(level), level.log()
+        else:  # of a number on the host, by the host
+            number = min(max(q, 1e-6), 1 - 1e-6)
+            normal, log_level = NormalDist().inv_cdf(number), math.log(number)
         ninth = 1 / (9 * concentration)
-        root = (1 - ninth + torch.special.ndtri(level) * ninth.sqrt()).clamp(min=0)
-        bound = ((level.log() + torch.lgamma(concentration + 1)) / concentration).exp()
+        root = (1 - ninth + normal * ninth.sqrt()).clamp(min=0)
+        bound = ((log_level + torch.lgamma(concentration + 1)) / concentration).exp()
         x = torch.maximum(concentration * root**3, bound) / rate
         return torch.expm1(x.clamp(max=20.8)).clamp(1.0, MAX_TOKENS)
 

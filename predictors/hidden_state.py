@@ -109,9 +109,10 @@ class LogitsHiddenState:
     def centred(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """W h less its mean over the anchors that are not banned, [B, K], and which are banned, [B, K] bool; those
         stand at the mean."""
-        banned = ~logits.isfinite()
+        finite = logits.abs() < torch.inf
+        banned = ~finite
         logits = self.linear(logits.masked_fill(banned, 0.0))
-        present = (~banned).to(self.dtype)
+        present = finite.to(self.dtype)
         mean = (logits * present).sum(1, keepdim=True) / present.sum(1, keepdim=True).clamp(min=1)
         return (logits - mean) * present, banned
 

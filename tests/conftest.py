@@ -117,6 +117,10 @@ def markers() -> dict[str, ThinkingDelimiters]:
 
 @pytest.fixture(scope="session")
 def boundaries() -> Boundaries:
+    return make_boundaries()
+
+
+def make_boundaries() -> Boundaries:
     def table(token: int) -> torch.Tensor:
         return torch.arange(VOCAB) == token
 
@@ -125,6 +129,10 @@ def boundaries() -> Boundaries:
 
 @pytest.fixture(scope="session")
 def forecast(toy: ToyModel) -> LengthForecast:
+    return make_forecast(toy)
+
+
+def make_forecast(toy: ToyModel) -> LengthForecast:
     """Random, in float64; predicts some six tokens, more or less by state and candidate."""
     torch.manual_seed(0)
     predictor = GammaLengthPredictor(GammaPredictorConfig(HIDDEN, 8, 2)).double()

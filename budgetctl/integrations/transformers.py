@@ -89,6 +89,8 @@ class Installation:
     cache: Any = None
     #: The ``BatchedBudgets`` of the latest ``generate_batch`` call or ``ContinuousBatchingManager``.
     batching: Any = None
+    #: Whether steps run by ``torch.compile``.
+    compiled: bool = False
     _prompt_length: int = 0
     _original: Callable[..., LogitsProcessorList] | None = field(default=None, repr=False)
     _callback: ReportCallback | None = field(default=None, repr=False)
@@ -139,6 +141,7 @@ class Installation:
             early_exit=self._early_exit(config, delimiters),
             guidance_strength=getattr(config, "guidance_strength", None),
             guided_steps=getattr(config, "guided_steps", None) or "every",
+            compiled=self.compiled,
             **(settings | rows),
         )
         controller.budgets.check_rows(prompts)
@@ -187,7 +190,9 @@ def install(
             ``thinking_budget`` works as a cap, closed at a line end near the budget; relative efforts are refused.
         delimiters: markers of the thought, where they cannot be found.
         dtype: in which the forecast is computed.
-        compiled: run guidance by ``torch.compile``, a third of its cost; each new batch size first takes seconds.
+        compiled: run the controller's step by ``torch.compile``: all of it on a GPU, where it is bound by its number of
+            launches, guidance alone on the CPU. The first step with other knobs or another batch size takes seconds to
+            a minute. A plan, its notes and ``early_exit`` run as they are.
         on_report: called with the list of reports, one a returned sequence, when a ``generate`` call has finished. An
             exception in it is logged as a warning, and the generation is returned all the same.
 
@@ -210,7 +215,7 @@ def install(
         delimiters = find_delimiters(tokenizer, eos_token_id=model.generation_config.eos_token_id)
     head = model.get_output_embeddings()
     boundaries = Boundaries.from_tokenizer(tokenizer, head.weight.shape[0])
-    installation = Installation(model, tokenizer, delimiters, boundaries, None, None, None)
+    installation = Installation(model, tokenizer, delimiters, boundaries, None, None, None, compiled=compiled)
     if predictor is not None:
         artifact = predictor if isinstance(predictor, PredictorArtifact) else load_predictor(predictor)
         check_model(artifact, head.weight, delimiters)

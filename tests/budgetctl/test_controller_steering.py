@@ -53,7 +53,8 @@ def test_guided_steps(batch: Any, steer: Any) -> None:
     assert changed(steer(guided_steps="line"), base) == [0, 1, 2, 3, 4, 5]
     assert changed(steer(guided_steps="first"), base) == [0, 1]
     every = steer()
-    assert torch.equal(steer(guided_steps="line")[:6], every[:6])
+    # Steps with nothing but guidance to do add up in another order.
+    torch.testing.assert_close(steer(guided_steps="line")[:6], every[:6], rtol=1e-12, atol=1e-12)
 
 
 def test_strength_zero_steers_nothing_and_more_steers_more(batch: Any, steer: Any, markers: Any) -> None:

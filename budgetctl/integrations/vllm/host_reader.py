@@ -14,7 +14,7 @@ import torch
 
 from budgetctl.delimiters import ThinkingDelimiters, Tokens
 from budgetctl.on_device import to_device
-from budgetctl.prefix_hash import mix
+from budgetctl.prefix_hash import NEVER_0, mix
 from budgetctl.prefix_reader import Reading
 from budgetctl.protect import Spans
 from budgetctl.row_reader import RowReader
@@ -206,5 +206,4 @@ def _progress(tails: Array, marker: Tokens, rows: Array) -> Array:
 
 def _hash_of(totals: Array, lengths: Array) -> Array:
     """``prefix_hash.hash_of``."""
-    hashed = mix(totals ^ lengths)
-    return np.where(hashed == 0, 1, hashed)
+    return (totals ^ lengths) | NEVER_0
