@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import torch
 
@@ -22,7 +20,8 @@ SMALL_DTYPES = frozenset({torch.float32, torch.float64})
 CloseNote = tuple[torch.Tensor, ...]
 
 
-def note_close(
+def record_close(
+    log: CloseLog | None,
     keys: torch.Tensor,
     before: torch.Tensor,
     after: torch.Tensor,
@@ -33,12 +32,13 @@ def note_close(
     *,
     greedy: bool,
 ) -> CloseNote:
-    """What :meth:`CloseLog.kinds` needs of one step, as :meth:`CloseLog.record` takes it.
+    """Keep in ``log`` what :meth:`CloseLog.kinds` needs of one step, and return it as :meth:`CloseLog.record` takes it.
 
     Where a close has next to no probability, that of the likeliest token is taken for the sum over the vocabulary,
     which is most of the work; but not on devices that would have to be waited for to know.
 
     Args:
+        log: of the request, None where the caller keeps it.
         keys: [B] int64, hash of the prefix and the request; 0 for rows of which nothing is noted.
         before: [B, V] logits before guidance.
         after: [B, V] logits after guidance.
@@ -63,12 +63,10 @@ def note_close(
             wanted[at] = probability_of(before[at], closing_ids[at], warm)
             allowed[at] = wanted[at] if after is before else probability_of(after[at], closing_ids[at], warm)
     early = () if exits is None else (exits,)
-    return keys, wanted, allowed, gap >= 0, forced, *early
-
-
-def record_close(log: CloseLog, *step: Any, **options: Any) -> None:
-    """Keep in ``log`` what :func:`note_close` finds."""
-    log.record(*note_close(*step, **options))
+    note = keys, wanted, allowed, gap >= 0, forced, *early
+    if log is not None:
+        log.record(*note)
+    return note
 
 
 def _below_the_likeliest(scores: torch.Tensor, token_ids: torch.Tensor) -> torch.Tensor:

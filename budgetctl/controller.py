@@ -11,7 +11,7 @@ from transformers import LogitsProcessor
 
 from budgetctl.budget import NO_CAP, RowBudgets, as_list, tokens_left
 from budgetctl.checks import check_temperature
-from budgetctl.close_record import CloseNote, note_close
+from budgetctl.close_record import CloseNote, record_close
 from budgetctl.closing import Boundaries, closing_window, ends_early, fold_end_of_sequence, next_marker_ids
 from budgetctl.compiled_step import compile_once, covers, read_compiled, tail_of
 from budgetctl.delimiters import ThinkingDelimiters
@@ -403,7 +403,8 @@ class BudgetController(LogitsProcessor):
         close = None
         if self.keeps_log:
             noted = active if minimum is None else active | minimum.too_short
-            close = note_close(
+            close = record_close(
+                None,
                 torch.where(noted, reading.total ^ limits.salt, 0),
                 scores,
                 steered,

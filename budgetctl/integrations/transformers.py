@@ -191,8 +191,8 @@ def install(
         delimiters: markers of the thought, where they cannot be found.
         dtype: in which the forecast is computed.
         compiled: run the controller's step by ``torch.compile``: all of it on a GPU, where it is bound by its number of
-            launches, guidance alone on the CPU. The first step with other knobs or another batch size takes seconds to
-            a minute. A plan, its notes and ``early_exit`` run as they are.
+            launches, guidance alone on the CPU. The first step with other knobs, or with a second batch size, takes
+            seconds to a minute. A plan, its notes and ``early_exit`` run as they are.
         on_report: called with the list of reports, one a returned sequence, when a ``generate`` call has finished. An
             exception in it is logged as a warning, and the generation is returned all the same.
 

@@ -43,6 +43,20 @@ def step_operators(options: dict[str, Any], predicts: bool) -> int:
     return operators_of(controller, ROWS, WIDTH + 20, VOCAB)
 
 
+def controller_on_host(options: dict[str, Any], predicts: bool, compiled: bool) -> Any:
+    forecast = make_forecast(ToyModel()) if predicts else None
+    found = controller_of(TEMPLATE, forecast, with_spans(make_boundaries()), compiled=compiled, **options)
+    found.first = True
+    if not compiled:  # as on a device, where all is read
+        found._reader.read = lambda ids, prompt, spans: read_rows(ids, MARKERS[TEMPLATE], prompt, spans)
+    return found
+
+
+def named(options: dict[str, Any], predicts: bool) -> str:
+    shown = ", ".join(f"{name}={value!r}" for name, value in options.items())
+    return f"{shown}, {'with' if predicts else 'no'} forecast"
+
+
 def reading_operators(case: str) -> int:
     spans = with_spans(make_boundaries()).to(DEVICE).spans
     for width in (WIDTH + 20, WIDTH + 21):
@@ -80,8 +94,7 @@ def table() -> dict[str, int]:
         pin_nothing(patch)
         for way in ("guidance by the reference", "guidance as one launch"):
             for options, predicts, _ in STEPS:
-                shown = ", ".join(f"{name}={value!r}" for name, value in options.items())
-                found[f"{shown}, forecast={predicts}, {way}"] = step_operators(options, predicts)
+                found[f"{named(options, predicts)}, {way}"] = step_operators(options, predicts)
             found[f"vLLM's second runner, effort='low', {way}"] = engine_operators()
             patch.setattr(reference, "gamma_guidance", one_launch)
     assert gamma_guidance.reference is reference

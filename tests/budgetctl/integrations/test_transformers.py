@@ -66,6 +66,18 @@ def test_efforts_with_a_predictor(model: Any, tokenizer: Any, inputs: Any, artif
     assert all(r.thinking_tokens <= r.thinking_budget for r in found.reports(sequences))
 
 
+@pytest.mark.parametrize("compiled", [False, True])
+def test_steps_are_compiled_where_that_was_asked_for(
+    model: Any, tokenizer: Any, inputs: Any, compiled: bool
+) -> None:
+    """Also without a predictor; on the CPU there is nothing to compile then."""
+    found = install(model, tokenizer, compiled=compiled)
+    model.generate(**inputs, thinking_budget=5, max_new_tokens=1)
+    assert found.controller is not None
+    assert found.controller.compiled is compiled
+    assert found.controller.steering.compiled is None
+
+
 def test_knobs_persist_and_arguments_override(
     model: Any, tokenizer: Any, inputs: Any, artifact: Any, tmp_path: Path
 ) -> None:
