@@ -75,6 +75,8 @@ class Client:
         for number, reply in enumerate(found):
             (choice,) = reply.choices
             assert choice.token_ids.index(CLOSE) <= budget_of(number)
+            if is_long(number):
+                continue  # what follows the end of its turn is no part of it
             assert choice.token_ids.count(CLOSE) == 1
             assert reply.usage.completion_tokens_details.reasoning_tokens <= budget_of(number)
 
@@ -86,12 +88,21 @@ class Client:
                 model="budgetctl-reasoner",
                 messages=[{"role": "user", "content": prompt}],
                 max_tokens=200,
-                extra_body={"vllm_xargs": {"thinking_budget": budget_of(number)}, "return_token_ids": True},
+                extra_body={
+                    "vllm_xargs": {"thinking_budget": budget_of(number)},
+                    "return_token_ids": True,
+                    "ignore_eos": is_long(number),
+                },
             )
 
 
 def budget_of(number: int) -> int:
     return number % 12
+
+
+def is_long(number: int) -> bool:
+    """Whether a request goes on beyond its turn, so that it still runs when others have been answered."""
+    return number % 4 == 3 or number % 4 == 0
 
 
 def gone(processes: list[psutil.Process]) -> bool:
