@@ -7,21 +7,17 @@ import torch
 
 from budgetctl.closing import probability_of
 from budgetctl.kernels.host_reads import array_of, may_look
-from budgetctl.ledger import CloseLog
 
 #: A close of less than this share of the likeliest token's probability is drawn next to never.
 SELDOM = 1e-4
 #: Logits of which NumPy finds the highest at less than what calling PyTorch costs, and their types.
 SMALL = 1 << 15
 SMALL_DTYPES = frozenset({torch.float32, torch.float64})
-
-
 #: What the log of closes takes.
 CloseNote = tuple[torch.Tensor, ...]
 
 
-def record_close(
-    log: CloseLog | None,
+def note_close(
     keys: torch.Tensor,
     before: torch.Tensor,
     after: torch.Tensor,
@@ -32,13 +28,12 @@ def record_close(
     *,
     greedy: bool,
 ) -> CloseNote:
-    """Keep in ``log`` what :meth:`CloseLog.kinds` needs of one step, and return it as :meth:`CloseLog.record` takes it.
+    """What :meth:`~budgetctl.ledger.CloseLog.kinds` needs of one step, as its ``record`` takes it.
 
     Where a close has next to no probability, that of the likeliest token is taken for the sum over the vocabulary,
     which is most of the work; but not on devices that would have to be waited for to know.
 
     Args:
-        log: of the request, None where the caller keeps it.
         keys: [B] int64, hash of the prefix and the request; 0 for rows of which nothing is noted.
         before: [B, V] logits before guidance.
         after: [B, V] logits after guidance.
@@ -63,10 +58,7 @@ def record_close(
             wanted[at] = probability_of(before[at], closing_ids[at], warm)
             allowed[at] = wanted[at] if after is before else probability_of(after[at], closing_ids[at], warm)
     early = () if exits is None else (exits,)
-    note = keys, wanted, allowed, gap >= 0, forced, *early
-    if log is not None:
-        log.record(*note)
-    return note
+    return keys, wanted, allowed, gap >= 0, forced, *early
 
 
 def _below_the_likeliest(scores: torch.Tensor, token_ids: torch.Tensor) -> torch.Tensor:

@@ -11,7 +11,7 @@ from transformers import LogitsProcessor
 
 from budgetctl.budget import NO_CAP, RowBudgets, as_list, tokens_left
 from budgetctl.checks import check_temperature
-from budgetctl.close_record import CloseNote, record_close
+from budgetctl.close_record import CloseNote, note_close
 from budgetctl.closing import Boundaries, closing_window, ends_early, fold_end_of_sequence, next_marker_ids
 from budgetctl.compiled_step import compile_once, covers, read_compiled, tail_of
 from budgetctl.delimiters import ThinkingDelimiters
@@ -243,7 +243,7 @@ class BudgetController(LogitsProcessor):
             limited = limited | self.notes.on(len(scores), device).noted
 
         if self._is_quiet(input_ids, scores, reading, limits, left, window, caps):
-            return self._quietly(scores, reading, forecast, limits, left, temperature), None
+            return self._quietly(scores, reading, forecast, limits, left, temperature)
         result, note = scores, None
         if may_hold(state.thinking & limited) or (self.limits.has_minimum and may_hold(state.thinking)):
             result, note = self._think(
@@ -286,8 +286,8 @@ class BudgetController(LogitsProcessor):
         limits: RowTensors,
         left: torch.Tensor,
         temperature: float | torch.Tensor,
-    ) -> torch.Tensor:
-        """Scores [B, V] of rows that are all in the middle of their thoughts."""
+    ) -> tuple[torch.Tensor, CloseNote | None]:
+        """Scores [B, V] of rows that are all in the middle of their thoughts, and what is noted of it."""
         assert self.quiet_step is not None
         result = self.quiet_step(
             scores,
@@ -296,12 +296,10 @@ class BudgetController(LogitsProcessor):
             None if forecast is None else forecast.scores,
             in_place=self.in_place,
         )
-        if self.keeps_log:
-            keys, forced = reading.total ^ limits.salt, torch.zeros_like(reading.state.thinking)
-            self.quiet_step.record(
-                self.close_log, keys, scores, result, forced, temperature, greedy=self.greedy
-            )
-        return result
+        if not self.keeps_log:
+            return result, None
+        keys, forced = reading.total ^ limits.salt, torch.zeros_like(reading.state.thinking)
+        return result, self.quiet_step.note(keys, scores, result, forced, temperature, greedy=self.greedy)
 
     def _think(
         self,
@@ -403,8 +401,7 @@ class BudgetController(LogitsProcessor):
         close = None
         if self.keeps_log:
             noted = active if minimum is None else active | minimum.too_short
-            close = record_close(
-                None,
+            close = note_close(
                 torch.where(noted, reading.total ^ limits.salt, 0),
                 scores,
                 steered,

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from budgetctl.close_record import record_close
+from budgetctl.close_record import CloseNote, note_close
 from budgetctl.delimiters import ThinkingDelimiters
 from budgetctl.forecast import LengthForecast
 from budgetctl.guided_step import CANDIDATES, CERTAIN, MOST_GAIN
@@ -23,7 +23,6 @@ from budgetctl.kernels import gamma_guidance_numpy
 from budgetctl.kernels.candidates import LARGE_VOCABULARY, top_candidates
 from budgetctl.kernels.host_reads import array_of, may_look
 from budgetctl.kernels.row_state import LEAST_TEMPERATURE, MOST_STRENGTH, MOST_TEMPERATURE
-from budgetctl.ledger import CloseLog
 from budgetctl.limits import RowTensors
 from budgetctl.protect import MOST_BYTES, Spans
 from budgetctl.state import ThinkingState
@@ -129,9 +128,8 @@ class QuietStep:
         self._fold(result.numpy(), warmth, _LEAST[scores.dtype])
         return result
 
-    def record(
+    def note(
         self,
-        log: CloseLog,
         keys: torch.Tensor,
         before: torch.Tensor,
         after: torch.Tensor,
@@ -139,10 +137,10 @@ class QuietStep:
         temperature: float | torch.Tensor,
         *,
         greedy: bool,
-    ) -> None:
-        """Note how a close would come about, as :func:`~budgetctl.close_record.record_close` has it."""
+    ) -> CloseNote:
+        """How a close would come about, as :func:`~budgetctl.close_record.note_close` has it."""
         closing = torch.from_numpy(self.closing).expand(len(before), -1)
-        record_close(log, keys, before, after, closing, forced, temperature, None, greedy=greedy)
+        return note_close(keys, before, after, closing, forced, temperature, None, greedy=greedy)
 
     def _guide(
         self,

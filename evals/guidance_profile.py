@@ -37,7 +37,7 @@ PARTS: dict[str, tuple[Any, str]] = {
     "head and log P": (gamma_guidance_numpy, "_fit"),
     "push": (gamma_guidance_numpy, "_push"),
     "end of sequence to the close": (controller, "fold_end_of_sequence"),
-    "note for the report": (controller, "record_close"),
+    "note for the report": (controller, "note_close"),
     "forced close": (controller, "force_tokens"),
 }
 

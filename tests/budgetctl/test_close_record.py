@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from budgetctl.close_record import SELDOM, record_close
+from budgetctl.close_record import SELDOM, note_close
 from budgetctl.ledger import CloseLog
 
 NO = torch.tensor([False])
@@ -20,7 +20,7 @@ def noted(
 ) -> tuple[float, float]:
     log = CloseLog()
     ids = torch.tensor([closing])
-    record_close(log, torch.tensor([5]), before, after, ids, NO, temperature, None, greedy=False)
+    log.record(*note_close(torch.tensor([5]), before, after, ids, NO, temperature, None, greedy=False))
     _, wanted, allowed, *_ = log._steps[0]
     return wanted.item(), allowed.item()
 
@@ -50,5 +50,5 @@ def test_the_likeliest_token_is_preferred_before_guidance_alone() -> None:
     before = torch.tensor([[0.0, 2.0, 1.0], [0.0, 1.0, 2.0], [0.0, 2.0, 2.0]])
     after = torch.tensor([[0.0, 2.0, 9.0], [0.0, 1.0, -math.inf], [0.0, 2.0, 2.0]])
     ids, rows = torch.full((3, 1), 2), torch.tensor([7, 8, 9])
-    record_close(log, rows, before, after, ids, NO.expand(3), 1.0, None, greedy=True)
+    log.record(*note_close(rows, before, after, ids, NO.expand(3), 1.0, None, greedy=True))
     assert log.kinds(greedy=True) == {7: "steered", 8: "natural", 9: "natural"}

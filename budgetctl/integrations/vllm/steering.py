@@ -111,15 +111,11 @@ class EngineController(BudgetController):
             limits = self._slot_limits.rows(rows.slots, rows.known)
             self.tally.greedy = limits.greedy
             forced = torch.tensor([left == 0 for left in rows.left])
-            self.quiet_step.record(
-                self.close_log,
-                torch.ones_like(rows.slots),
-                scores,
-                steered,
-                forced,
-                limits.temperatures,
-                greedy=self.greedy,
+            keys = torch.ones_like(rows.slots)
+            note = self.quiet_step.note(
+                keys, scores, steered, forced, limits.temperatures, greedy=self.greedy
             )
+            self.close_log.record(*note)
         return steered
 
     def _is_quiet(
